@@ -1,0 +1,1 @@
+"""Downstream classification: what an embedding is worth on US8K, ESC-50 and the like."""

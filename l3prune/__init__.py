@@ -1,0 +1,41 @@
+"""l3prune compresses audio embedding networks and measures what it did.
+
+Names are imported when they are first used (PEP 562), so `import l3prune` loads no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "L3PruneError": "l3prune.errors",
+    "ParameterError": "l3prune.errors",
+    "PruningPlan": "l3prune.plan",
+    "Report": "l3prune.evaluation",
+    "apply_masks": "l3prune.surgery",
+    "create_network": "l3prune.networks",
+    "distill": "l3prune.distillation",
+    "get_embedding": "l3prune.embedding",
+    "list_networks": "l3prune.networks",
+    "load_network": "l3prune.weights",
+    "plan_global": "l3prune.plan",
+    "plan_layerwise": "l3prune.plan",
+    "process_file": "l3prune.embedding",
+    "save_network": "l3prune.weights",
+    "strip_masks": "l3prune.surgery",
+}
+
+__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 (names are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'l3prune' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,317 @@
+"""From an audio file to the log-mel windows that an L3 network sees. NumPy only."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from l3prune.errors import L3PruneError, ParameterError
+
+#: Endings that a folder is searched for; what libsndfile can decode.
+AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus")
+
+#: Smallest amplitude before the logarithm, and the range in dB below the loudest bin that is kept.
+AMPLITUDE_FLOOR = 1e-10
+DYNAMIC_RANGE_DB = 80.0
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """Constants of a log-spectrogram front end as kapre 0.1.4 computes it.
+
+    Attributes
+    ----------
+    sample_rate : int
+        Hz. A window is one second, so this is its length in samples too.
+    n_dft : int
+        Length of the Hann window and of the DFT, in samples.
+    hop_length : int
+        Samples between frames.
+    n_mels : int or None
+        Mel bands; None keeps the n_dft // 2 + 1 linear bins.
+    padding : {"same", "valid"}
+        "same" zero-pads as a strided TensorFlow convolution does; "valid" does not pad.
+
+    Examples
+    --------
+    >>> FrontEnd(48000, 2048, 242, 256, "same").shape
+    (256, 199)
+    >>> FrontEnd(48000, 512, 242, None, "valid").shape
+    (257, 197)
+    """
+
+    sample_rate: int
+    n_dft: int
+    hop_length: int
+    n_mels: int | None
+    padding: str
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(bands, frames) of one window."""
+        bands = self.n_dft // 2 + 1 if self.n_mels is None else self.n_mels
+        if self.padding == "same":
+            return bands, -(-self.sample_rate // self.hop_length)
+        return bands, 1 + (self.sample_rate - self.n_dft) // self.hop_length
+
+    @property
+    def edge_padding(self) -> tuple[int, int]:
+        """Zeros put before and after a window, in samples."""
+        if self.padding == "valid":
+            return 0, 0
+        frames = self.shape[1]
+        total = max((frames - 1) * self.hop_length + self.n_dft - self.sample_rate, 0)
+        return total // 2, total - total // 2
+
+    def analysis_window(self) -> np.ndarray:
+        """Periodic Hann window, (n_dft,) float64."""
+        return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_dft) / self.n_dft)
+
+    def mel_matrix(self) -> np.ndarray:
+        """Mel filterbank, (n_dft // 2 + 1, n_mels) float64: HTK scale, area-normalised triangles.
+
+        Mel bands narrower than a DFT bin are empty rows (bands 0 and 7 of mel256); the published
+        weights were trained with them.
+        """
+        if self.n_mels is None:
+            raise ParameterError("a linear front end has no mel matrix; set n_mels")
+        return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels)
+
+
+@functools.cache
+def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int) -> np.ndarray:
+    import warnings
+
+    import librosa
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Empty filters detected")
+        matrix = librosa.filters.mel(
+            sr=sample_rate, n_fft=n_dft, n_mels=n_mels, htk=True, norm="slaney", dtype=np.float64
+        ).T
+    matrix.flags.writeable = False
+    return matrix
+
+
+def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
+    """Log-mel (or log-linear) spectrogram of one-second windows, as kapre 0.1.4 computes it.
+
+    y = sqrt(mel(|X|^2)), then 10 log10(max(y, 1e-10)), minus the window's maximum, at least -80.
+    The logarithm is of an amplitude, so a step of 10 is 20 dB of level; published weights depend
+    on it. The DFT is an FFT in float64: kapre's float32 convolution with a DFT matrix rounds at
+    about -120 dB below the window's peak, where its output is noise; elsewhere both agree to
+    1e-3.
+
+    Parameters
+    ----------
+    windows : np.ndarray, (n, sample_rate) float
+        Waveforms in [-1, 1].
+    front_end : FrontEnd
+
+    Returns
+    -------
+    spectrogram : np.ndarray, (n, bands, frames, 1) float32
+        In [-80, 0]. Digital silence gives 0 everywhere.
+
+    Raises
+    ------
+    ParameterError
+        The windows are not `front_end.sample_rate` samples long.
+
+    Examples
+    --------
+    >>> front_end = FrontEnd(8000, 1024, 160, 64, "same")
+    >>> log_spectrogram(np.zeros((2, 8000)), front_end).shape
+    (2, 64, 50, 1)
+    """
+    windows = np.asarray(windows)
+    if windows.ndim != 2 or windows.shape[1] != front_end.sample_rate:
+        raise ParameterError(
+            f"windows of shape {windows.shape} given; this front end takes "
+            f"(n, {front_end.sample_rate}): one second at {front_end.sample_rate} Hz"
+        )
+    bands, frames = front_end.shape
+    hann = front_end.analysis_window()
+    spectrogram = np.empty((len(windows), bands, frames, 1), np.float32)
+    for window, result in zip(windows, spectrogram, strict=True):
+        padded = np.pad(window.astype(np.float64), front_end.edge_padding)
+        every = np.lib.stride_tricks.sliding_window_view(padded, front_end.n_dft)
+        bins = np.fft.rfft(every[:: front_end.hop_length] * hann)
+        power = bins.real**2 + bins.imag**2
+        if front_end.n_mels is not None:
+            power = power @ front_end.mel_matrix()
+        level = 10 * np.log10(np.maximum(np.sqrt(power), AMPLITUDE_FLOOR))
+        result[:, :, 0] = np.maximum(level - level.max(), -DYNAMIC_RANGE_DB).T
+    return spectrogram
+
+
+def load_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """Decode an audio file (wav, flac, ogg, mp3 and what else libsndfile reads).
+
+    Returns
+    -------
+    audio : np.ndarray, (samples, channels) float32
+        In [-1, 1] for integer formats.
+    sample_rate : int
+        Hz.
+
+    Raises
+    ------
+    L3PruneError
+        The file is missing, is no audio file, or has no samples.
+
+    Examples
+    --------
+    >>> load_audio("/nowhere/a.wav")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such audio file: /nowhere/a.wav
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise L3PruneError(f"no such audio file: {path}")
+    try:
+        audio, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        # soundfile answers headerless endings (.raw) with TypeError.
+        raise L3PruneError(
+            f"{path} cannot be decoded as audio ({error}); give wav, flac, ogg or mp3"
+        ) from error
+    if not len(audio):
+        raise L3PruneError(f"{path} has no samples; give a recording that is not empty")
+    return audio, sample_rate
+
+
+def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
+    """Audio files below a folder, at any depth, by ending, in sorted order.
+
+    Raises
+    ------
+    L3PruneError
+        The folder does not exist.
+
+    Examples
+    --------
+    >>> find_audio("/nowhere")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such folder: /nowhere
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise L3PruneError(f"no such folder: {folder}")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in AUDIO_EXTENSIONS
+        and not path.name.startswith(".")
+        and path.is_file()
+    )
+
+
+def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarray:
+    """Mean over channels, then soxr's high-quality resampling.
+
+    Parameters
+    ----------
+    audio : np.ndarray, (samples,) or (samples, channels) float
+    sample_rate, target_rate : float, int
+        Hz.
+
+    Returns
+    -------
+    mono : np.ndarray, (ceil(samples * target_rate / sample_rate),) float32
+
+    Raises
+    ------
+    ParameterError
+        No samples, more than two dimensions, NaN or infinity, or a rate that is not positive.
+
+    Examples
+    --------
+    >>> to_mono(np.ones((16000, 2)), 16000, 8000).shape
+    (8000,)
+    """
+    audio = np.asarray(audio)
+    if audio.ndim not in (1, 2):
+        raise ParameterError(f"audio has {audio.ndim} dimensions; give (samples[, channels])")
+    if audio.size == 0:
+        raise ParameterError("audio is empty; give at least one sample")
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise ParameterError(
+            f"audio is {audio.dtype}; give floats in [-1, 1] (divide int16 samples by 32768)"
+        )
+    if (
+        isinstance(sample_rate, bool)
+        or not isinstance(sample_rate, (int, float, np.number))
+        or not 0 < sample_rate < np.inf
+    ):
+        raise ParameterError(f"sample rate {sample_rate!r} is not a positive number of Hz")
+    mono = audio.astype(np.float32).reshape(len(audio), -1).mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise ParameterError("audio has NaN or infinite samples; repair or leave out the recording")
+    if sample_rate != target_rate:
+        import soxr
+
+        mono = soxr.resample(mono, sample_rate, target_rate, quality="HQ")
+        if not len(mono):
+            mono = np.zeros(1, np.float32)
+    return mono
+
+
+def frame_audio(
+    audio: np.ndarray, sample_rate: int, *, hop_size: float = 0.1, center: bool = True
+) -> np.ndarray:
+    """Cut one-second windows by OpenL3's rules.
+
+    `center` puts half a second of zeros in front, so that the first window is centred on the first
+    sample. The end is zero-padded so that the last window covers the last sample.
+
+    Parameters
+    ----------
+    audio : np.ndarray, (samples,) float
+    sample_rate : int
+        Hz.
+    hop_size : float
+        Seconds between windows, at least one sample.
+    center : bool
+
+    Returns
+    -------
+    windows : np.ndarray, (n, sample_rate)
+        A read-only view where no copy was needed.
+
+    Raises
+    ------
+    ParameterError
+        `hop_size` is not a positive number of at least one sample.
+
+    Examples
+    --------
+    >>> frame_audio(np.ones(90), 50, hop_size=0.5, center=False).shape
+    (3, 50)
+    """
+    if (
+        isinstance(hop_size, bool)
+        or not isinstance(hop_size, (int, float, np.number))
+        or not 0 < hop_size < np.inf
+    ):
+        raise ParameterError(f"hop_size={hop_size!r} is not a positive number of seconds")
+    hop = int(hop_size * sample_rate)
+    if hop < 1:
+        raise ParameterError(
+            f"hop_size={hop_size} is less than one sample at {sample_rate} Hz; "
+            f"give at least {1 / sample_rate:g}"
+        )
+    before = sample_rate // 2 if center else 0
+    length = len(audio) + before
+    after = sample_rate - length if length < sample_rate else -(length - sample_rate) % hop
+    if before or after:
+        audio = np.pad(audio, (before, after))
+    return np.lib.stride_tricks.sliding_window_view(audio, sample_rate)[::hop]

@@ -1,0 +1,116 @@
+"""Labelled sound corpora with official folds: one module each, found by being in this folder.
+
+A corpus module has `load(data_dir) -> Dataset` and its name is the corpus's name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from l3prune.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One labelled recording.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The audio file.
+    fold : int
+        Official fold, from 1.
+    target : int
+        Class index, 0 … number of classes - 1: a position in `Dataset.labels`.
+    """
+
+    path: Path
+    fold: int
+    target: int
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A corpus: its clips, in a fixed order, and its class names.
+
+    Attributes
+    ----------
+    name : str
+        Name in this registry.
+    clips : tuple of Clip
+        Ordered by fold, then file name, so that every machine sees the same order.
+    labels : tuple of str
+        Class names; `Clip.target` indexes them.
+
+    Examples
+    --------
+    >>> clips = (Clip(Path("a.wav"), fold=1, target=0), Clip(Path("b.wav"), fold=3, target=1))
+    >>> Dataset("toy", clips, ("dog", "rain")).folds
+    (1, 3)
+    """
+
+    name: str
+    clips: tuple[Clip, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The folds that have clips, ascending."""
+        return tuple(sorted({clip.fold for clip in self.clips}))
+
+
+def list_datasets() -> list[str]:
+    """Names of the corpora that `load_dataset` reads.
+
+    Examples
+    --------
+    >>> "us8k" in list_datasets()
+    True
+    """
+    return [name for name in _modules() if hasattr(_import(name), "load")]
+
+
+def load_dataset(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
+    """Index a corpus on disk.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_datasets()`.
+    data_dir : str or path-like
+        Its root folder, laid out as its authors publish it.
+
+    Returns
+    -------
+    dataset : Dataset
+
+    Raises
+    ------
+    ParameterError
+        Unknown name.
+    L3PruneError
+        The folder is not laid out as this corpus is, or a listed file is missing.
+
+    Examples
+    --------
+    >>> load_dataset("us9k", ".")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: esc50, us8k
+    """
+    known = list_datasets()
+    if name not in known:
+        raise ParameterError(f"dataset {name!r} is unknown; known: {', '.join(known)}")
+    return _import(name).load(Path(data_dir))
+
+
+def _modules() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def _import(name: str):
+    return importlib.import_module(f"{__name__}.{name}")

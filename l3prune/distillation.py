@@ -1,0 +1,206 @@
+"""Teacher and student: train a pruned network to give the unpruned network's embedding."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from l3prune.errors import ParameterError
+from l3prune.networks import l3, network_config
+from l3prune.training import Recipe, fit
+from l3prune.windows import WindowSource, batch_indices, cached_targets, open_windows
+
+
+def distill(
+    student: keras.Model,
+    teacher: keras.Model,
+    train_dir: str | os.PathLike[str],
+    validation_dir: str | os.PathLike[str],
+    output_dir: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    batch_size: int = 64,
+    train_epoch_size: int | None = None,
+    validation_epoch_size: int | None = None,
+    hop_size: float = 0.5,
+    cache_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    quiet: bool = False,
+) -> list[dict[str, float]]:
+    """Train `student` in place to minimise the squared distance to the teacher's embedding.
+
+    The loss is the mean squared error over the embedding, the same tensor on both sides (plus the
+    student's weight decay); the mean absolute error is reported. EdgeL3's own training compared
+    the student's activated embedding with the teacher's raw one. The teacher sees each window
+    once; its embeddings are kept in the cache folder. Masked layers keep their zeros.
+
+    Parameters
+    ----------
+    student, teacher : keras.Model
+        L3 networks with waveform input, the same front end and embedding.
+    train_dir, validation_dir : str or path-like
+        Folders of audio files or of AVC HDF5 shards; see `windows.open_windows`.
+    output_dir : str or path-like
+        Checkpoints and history; see `training.fit`.
+    recipe : Recipe or None
+        None takes EdgeL3's.
+    batch_size : int
+        Windows a step.
+    train_epoch_size, validation_epoch_size : int or None
+        Batches an epoch; None takes every window once. A shorter validation takes windows evenly
+        over the data, always the same.
+    hop_size : float
+        Seconds between the windows of an audio file.
+    cache_dir : str or path-like, or None
+        None: `output_dir`/cache.
+    resume : bool
+        Go on with the run in `output_dir`.
+    quiet : bool
+        No progress bars.
+
+    Returns
+    -------
+    history : list of dict
+        See `training.fit`. `student` has the weights of the best validation loss.
+
+    Raises
+    ------
+    ParameterError
+        The networks do not compare, or a size is not positive.
+    L3PruneError
+        Data or folders are not what they should be.
+
+    Examples
+    --------
+    >>> import tempfile, soundfile
+    >>> from l3prune.networks import create_network
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    >>> soundfile.write(folder / "noise.wav", noise, 8000)
+    >>> teacher, student = (create_network("sea64", filters=[2] * 8) for _ in range(2))
+    >>> recipe = Recipe(epochs=2, learning_rate=1e-3)
+    >>> len(distill(student, teacher, folder, folder, folder / "out", recipe=recipe, quiet=True))
+    2
+    """
+    recipe = recipe or Recipe()
+    for name, size in (
+        ("batch_size", batch_size),
+        ("train_epoch_size", train_epoch_size),
+        ("validation_epoch_size", validation_epoch_size),
+    ):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ParameterError(f"{name}={size!r} is not a positive whole number")
+    sample_rate = _check_pair(student, teacher)
+    output_dir = Path(output_dir)
+    cache_dir = output_dir / "cache" if cache_dir is None else Path(cache_dir)
+    key = fingerprint(teacher)
+    embed = embedder(teacher)
+    size = teacher.output_shape[1]
+    sides: list[tuple[WindowSource, np.ndarray]] = []
+    for folder in (train_dir, validation_dir):
+        source = open_windows(folder, sample_rate, cache_dir, hop_size=hop_size, quiet=quiet)
+        targets = cached_targets(
+            source, embed, key, size, cache_dir, batch_size=batch_size, quiet=quiet
+        )
+        sides.append((source, targets))
+    (train, train_targets), (valid, valid_targets) = sides
+
+    def batches(first_batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for indices in batch_indices(train, batch_size, recipe.seed, first_batch):
+            yield train.read(indices), train_targets[indices]
+
+    return fit(
+        student,
+        batches,
+        _validation(valid, valid_targets, batch_size, validation_epoch_size),
+        train_epoch_size or -(-len(train) // batch_size),
+        output_dir,
+        recipe,
+        resume=resume,
+        quiet=quiet,
+    )
+
+
+def embedder(network: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
+    """A network as a compiled function of batches in inference mode.
+
+    Returns
+    -------
+    embed : callable, (n, …) float32 -> (n, embedding_size) float32
+        Any n without a new compilation.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> embedder(create_network("sea64"))(np.zeros((2, 1, 8000), np.float32)).shape
+    (2, 64)
+    """
+    signature = [tf.TensorSpec(network.input_shape, tf.float32)]
+    forward = tf.function(lambda batch: network(batch, training=False), input_signature=signature)
+    return lambda batch: forward(batch).numpy()
+
+
+def fingerprint(network: keras.Model) -> str:
+    """A checksum of what a network computes: its configuration and its weights.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> len(fingerprint(create_network("sea64")))
+    16
+    """
+    config = network_config(network)
+    digest = hashlib.sha256(json.dumps([config.name, config.arguments]).encode())
+    for weight in network.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _check_pair(student: keras.Model, teacher: keras.Model) -> int:
+    """The sample rate of two networks whose embeddings compare."""
+    for role, network in (("student", student), ("teacher", teacher)):
+        if len(network.input_shape) != 3:
+            raise ParameterError(f"the {role} takes log-mel input; build it with input='waveform'")
+    if l3.front_end(student) != l3.front_end(teacher):
+        raise ParameterError(
+            f"student {student.name} and teacher {teacher.name} have different front ends; "
+            "distil between networks that hear the same"
+        )
+    if student.output_shape != teacher.output_shape:
+        raise ParameterError(
+            f"the student's embedding has {student.output_shape[1]} values, the teacher's "
+            f"{teacher.output_shape[1]}; they must be equal"
+        )
+    if l3.embedding_point(student) != l3.embedding_point(teacher):
+        raise ParameterError(
+            "student and teacher take their embeddings before and after the activation; "
+            "build both with the same embedding_point"
+        )
+    return l3.front_end(teacher).sample_rate
+
+
+def _validation(
+    source: WindowSource, targets: np.ndarray, batch_size: int, batches: int | None
+) -> tf.data.Dataset:
+    count = len(source) if batches is None else min(batches * batch_size, len(source))
+    chosen = np.linspace(0, len(source), count, endpoint=False).astype(np.int64)
+
+    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, count, batch_size):
+            indices = chosen[start : start + batch_size]
+            yield source.read(indices), targets[indices]
+
+    return tf.data.Dataset.from_generator(
+        read,
+        output_signature=(
+            tf.TensorSpec((None, 1, source.sample_rate), tf.float32),
+            tf.TensorSpec((None, targets.shape[1]), tf.float32),
+        ),
+    ).prefetch(2)

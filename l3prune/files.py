@@ -1,0 +1,138 @@
+"""Files that are either the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from l3prune.errors import L3PruneError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path; rename it to `path` when the block ends without an exception.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file to write. Its folder is made if it is missing.
+
+    Yields
+    ------
+    temporary : pathlib.Path
+        A new empty file in the same folder and with the same ending (some writers choose their
+        format by it). It is removed when the block raises.
+
+    Raises
+    ------
+    L3PruneError
+        The folder cannot be made or written to.
+
+    Examples
+    --------
+    >>> folder = tempfile.mkdtemp()
+    >>> with atomic_write(Path(folder) / "a.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> (Path(folder) / "a.txt").read_text()
+    'whole'
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    try:
+        handle, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.stem[:40]}-", suffix=path.suffix
+        )
+    except OSError as error:
+        raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes files that only their owner can read; give them what open() would.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise L3PruneError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder and its parents; an existing one is fine.
+
+    Raises
+    ------
+    L3PruneError
+        It cannot be made, or a file has its name.
+
+    Examples
+    --------
+    >>> make_folder(Path(tempfile.mkdtemp()) / "a" / "b").is_dir()
+    True
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise L3PruneError(
+            f"cannot make the folder {path}: {error.strerror}; choose a folder you can write to"
+        ) from error
+    if not os.access(path, os.W_OK):
+        raise L3PruneError(f"cannot write to the folder {path}; choose one you can write to")
+    return path
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically.
+
+    Examples
+    --------
+    >>> path = Path(tempfile.mkdtemp()) / "a.json"
+    >>> write_json(path, {"seed": 1})
+    >>> read_json(path)
+    {'seed': 1}
+    """
+    text = json.dumps(value, indent=2, allow_nan=False, default=_plain)
+    with atomic_write(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    L3PruneError
+        The file is missing or is no JSON.
+
+    Examples
+    --------
+    >>> read_json("/nowhere/config.json")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: cannot read /nowhere/config.json: No such file or directory
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise L3PruneError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise L3PruneError(f"{path} is not JSON: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars and arrays, and paths, as the JSON they stand for."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

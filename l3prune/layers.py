@@ -1,0 +1,150 @@
+"""Keras layers: the masked convolution and the log-mel front end."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, FrontEnd
+from l3prune.errors import ParameterError
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class MaskedConv2D(keras.layers.Conv2D):
+    """A Conv2D whose pruned weights are exactly zero, and stay so.
+
+    The mask is a saved, non-trainable boolean weight with the kernel's shape, True = keep. It acts
+    twice: the forward pass convolves with the masked kernel, so that no gradient and no reader of
+    the output ever sees a pruned weight; and it is the kernel's constraint, which Keras optimizers
+    apply after each update, so that the stored kernel is zero under the mask whatever momentum,
+    weight decay or averaging wrote there. EdgeL3 recomputed the mask from a threshold in every
+    step; here it is fixed until `set_mask` changes it.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As `keras.layers.Conv2D`, without `kernel_constraint`.
+
+    Attributes
+    ----------
+    mask : tf.Variable, (kh, kw, in_channels // groups, filters) bool
+
+    Examples
+    --------
+    >>> layer = MaskedConv2D(2, 1)
+    >>> layer.build((None, 4, 4, 1))
+    >>> layer.set_mask(np.array([True, False]))
+    >>> layer.kernel.numpy()[0, 0, 0, 1]
+    np.float32(0.0)
+    """
+
+    def __init__(self, *args, **kwargs):
+        if kwargs.pop("kernel_constraint", None) is not None:
+            raise ParameterError(
+                "MaskedConv2D takes no kernel_constraint: its mask is the constraint"
+            )
+        super().__init__(*args, **kwargs)
+
+    def build(self, input_shape):
+        # Conv2D hands the constraint to the kernel here; it must not stay, to be serialised.
+        self.kernel_constraint = self._masked
+        super().build(input_shape)
+        self.kernel_constraint = None
+        self.mask = self.add_weight(
+            name="mask",
+            shape=self.kernel.shape,
+            dtype=tf.bool,
+            initializer=keras.initializers.Ones(),
+            trainable=False,
+        )
+
+    def _masked(self, kernel):
+        # Not kernel * mask: 0 * inf is NaN, and -1 * 0 is -0.0, whose bits are not zero.
+        return tf.where(self.mask, kernel, tf.zeros_like(kernel))
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, self._masked(kernel))
+
+    def set_mask(self, mask: np.ndarray) -> None:
+        """Set the mask and zero the kernel under it.
+
+        Parameters
+        ----------
+        mask : np.ndarray of bool, (filters,) or the kernel's shape
+            True = keep.
+
+        Raises
+        ------
+        ParameterError
+            Not boolean, or of a shape that does not broadcast to the kernel's.
+        """
+        mask = np.asarray(mask)
+        shape = tuple(self.kernel.shape)
+        if mask.dtype != bool or mask.shape not in ((shape[-1],), shape):
+            raise ParameterError(
+                f"layer {self.name}: mask of shape {mask.shape} and type {mask.dtype}; "
+                f"allowed are boolean masks of shape {shape} or {(shape[-1],)}"
+            )
+        self.mask.assign(np.broadcast_to(mask, shape))
+        self.kernel.assign(self._masked(tf.convert_to_tensor(self.kernel)))
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class LogMelSpectrogram(keras.layers.Layer):
+    """The log-spectrogram front end as a layer without weights; see `audio.log_spectrogram`.
+
+    Input (batch, 1, samples) float in [-1, 1], output (batch, bands, frames, 1) float32 in
+    [-80, 0]. It computes in float32/float64 under any mixed-precision policy, and passes no
+    gradient to the waveform (the square root's is infinite at silence).
+
+    Parameters
+    ----------
+    sample_rate, n_dft, hop_length, n_mels, padding
+        See `audio.FrontEnd`.
+
+    Examples
+    --------
+    >>> layer = LogMelSpectrogram(8000, 1024, 160, 64, "same")
+    >>> tuple(layer(tf.zeros((2, 1, 8000))).shape)
+    (2, 64, 50, 1)
+    """
+
+    def __init__(self, sample_rate, n_dft, hop_length, n_mels, padding, **kwargs):
+        # Half precision would round the waveform to 11 bits before the transform.
+        super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
+        self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, padding)
+
+    def call(self, inputs):
+        front_end = self.front_end
+        before, after = front_end.edge_padding
+        audio = tf.pad(inputs[:, 0, :], ((0, 0), (before, after)))
+        # float32 FFTs are wrong by up to 0.2 in the quietest bands of loud windows.
+        frames = tf.cast(
+            tf.signal.frame(audio, front_end.n_dft, front_end.hop_length), tf.float64
+        )
+        bins = tf.signal.rfft(frames * front_end.analysis_window())
+        power = tf.cast(tf.math.real(bins) ** 2 + tf.math.imag(bins) ** 2, tf.float32)
+        if front_end.n_mels is not None:
+            power = tf.matmul(power, front_end.mel_matrix().astype(np.float32))
+        amplitude = tf.maximum(tf.sqrt(power), AMPLITUDE_FLOOR)
+        level = tf.math.log(amplitude) * np.float32(10 / np.log(10))
+        level -= tf.reduce_max(level, axis=(1, 2), keepdims=True)
+        level = tf.maximum(level, -DYNAMIC_RANGE_DB)
+        return tf.stop_gradient(tf.transpose(level, (0, 2, 1))[..., tf.newaxis])
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], *self.front_end.shape, 1)
+
+    def get_config(self):
+        front_end = self.front_end
+        config = super().get_config()
+        del config["trainable"]
+        return {
+            **config,
+            "sample_rate": front_end.sample_rate,
+            "n_dft": front_end.n_dft,
+            "hop_length": front_end.hop_length,
+            "n_mels": front_end.n_mels,
+            "padding": front_end.padding,
+        }

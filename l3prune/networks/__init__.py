@@ -1,0 +1,115 @@
+"""Networks by name: one module per family, each function registered with `@network`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from l3prune.errors import ParameterError
+
+_BUILDERS: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """What rebuilds a network: its registered name and the arguments of its builder.
+
+    Attributes
+    ----------
+    name : str
+        One of `list_networks()`.
+    arguments : dict
+        Keyword arguments for `create_network`, all JSON values.
+    """
+
+    name: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def network(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator)."""
+
+    def register(builder: Callable[..., Any]) -> Callable[..., Any]:
+        _BUILDERS[name] = builder
+        return builder
+
+    return register
+
+
+def list_networks() -> list[str]:
+    """Names that `create_network` knows.
+
+    Examples
+    --------
+    >>> "mel256" in list_networks()
+    True
+    """
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+    return list(_BUILDERS)
+
+
+def create_network(name: str, **arguments: Any):
+    """Build a network with fresh weights.
+
+    Parameters
+    ----------
+    name : str
+        One of `list_networks()`.
+    **arguments
+        The builder's own; for the L3 family see `l3prune.networks.l3.build`.
+
+    Returns
+    -------
+    network : keras.Model
+        Functional. Its `NetworkConfig` is what `network_config` gives.
+
+    Raises
+    ------
+    ParameterError
+        Unknown name or argument, or a value outside its range.
+
+    Examples
+    --------
+    >>> create_network("sea64").output_shape
+    (None, 64)
+    """
+    known = list_networks()
+    if name not in known:
+        raise ParameterError(f"network {name!r} is unknown; known: {', '.join(known)}")
+    try:
+        built = _BUILDERS[name](**arguments)
+    except TypeError as error:
+        raise ParameterError(f"network {name}: {error}") from error
+    return attach_config(built, NetworkConfig(name, arguments))
+
+
+def attach_config(built, config: NetworkConfig):
+    """Make `network_config(built)` answer `config`; gives `built` back."""
+    built.l3prune_config = config
+    return built
+
+
+def network_config(built) -> NetworkConfig:
+    """The `NetworkConfig` that a network was built from.
+
+    Raises
+    ------
+    ParameterError
+        The model was not made by l3prune.
+
+    Examples
+    --------
+    >>> network_config(create_network("sea64", input="log_mel")).arguments
+    {'input': 'log_mel'}
+    """
+    config = getattr(built, "l3prune_config", None)
+    if config is None:
+        raise ParameterError(
+            f"model {getattr(built, 'name', built)!r} was not made by create_network or "
+            "load_network; use one of these"
+        )
+    return config

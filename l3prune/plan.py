@@ -1,0 +1,257 @@
+"""Pruning plans: from scores to masks. NumPy only."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+
+from l3prune.criteria import ConvWeights, get_criterion
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import atomic_write
+
+#: Largest plan that is read from a file: 2^31 weights, far above any network for audio.
+_MAX_MASK_SIZE = 2**31
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan(Mapping[str, np.ndarray]):
+    """Which weights stay: layer name -> read-only boolean mask, True = keep.
+
+    A mask has the kernel's shape, or (filters,) for whole filters; both broadcast on a kernel
+    whose last axis is the filters.
+
+    Parameters
+    ----------
+    masks : mapping of str to np.ndarray of bool
+        Copied.
+
+    Raises
+    ------
+    ParameterError
+        A mask is not boolean, not (filters,) or (kh, kw, in_channels, filters), or keeps nothing.
+
+    Examples
+    --------
+    >>> plan = PruningPlan({"conv_1": np.array([True, False])})
+    >>> plan["conv_1"].mean()
+    np.float64(0.5)
+    """
+
+    masks: Mapping[str, np.ndarray]
+
+    def __post_init__(self):
+        masks = {}
+        for name, mask in self.masks.items():
+            mask = np.array(mask)
+            if mask.dtype != bool or mask.ndim not in (1, 4):
+                raise ParameterError(
+                    f"mask of layer {name} has type {mask.dtype} and shape {mask.shape}; allowed "
+                    "are booleans of shape (filters,) or (kh, kw, in_channels, filters)"
+                )
+            if not mask.any():
+                raise ParameterError(
+                    f"layer {name} would lose all its weights; ask for less sparsity there"
+                )
+            mask.flags.writeable = False
+            masks[name] = mask
+        object.__setattr__(self, "masks", MappingProxyType(masks))
+
+    def __getitem__(self, layer: str) -> np.ndarray:
+        return self.masks[layer]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.masks)
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruningPlan):
+            return NotImplemented
+        return list(self) == list(other) and all(
+            np.array_equal(self[layer], other[layer]) for layer in self
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # compared by content, so not hashable
+
+    def __and__(self, other: PruningPlan) -> PruningPlan:
+        """Keep what both keep; a layer that one plan does not name is as the other has it."""
+        masks = {**self.masks, **other.masks}
+        for layer in self.masks.keys() & other.masks.keys():
+            first, second = self[layer], other[layer]
+            if first.shape[-1] != second.shape[-1] or (
+                first.ndim == second.ndim and first.shape != second.shape
+            ):
+                raise ParameterError(
+                    f"layer {layer}: masks of shapes {first.shape} and {second.shape} "
+                    "do not belong to one kernel"
+                )
+            masks[layer] = first & second
+        return PruningPlan(masks)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the plan as .npz, one bit a mask element, atomically."""
+        arrays = {}
+        for layer, mask in self.items():
+            arrays[f"{layer}.bits"] = np.packbits(mask)
+            arrays[f"{layer}.shape"] = np.array(mask.shape, np.int64)
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PruningPlan:
+        """Read a plan that `save` wrote.
+
+        Raises
+        ------
+        L3PruneError
+            The file is missing or is no plan.
+        """
+        try:
+            with np.load(Path(path), allow_pickle=False) as arrays:
+                masks = {}
+                for key in arrays.files:
+                    if not key.endswith(".bits"):
+                        continue
+                    layer = key.removesuffix(".bits")
+                    shape = tuple(int(n) for n in arrays[f"{layer}.shape"])
+                    size = int(np.prod(shape, dtype=object))
+                    bits = arrays[key]
+                    if min(shape) < 1 or size > _MAX_MASK_SIZE or len(bits) != -(-size // 8):
+                        raise ValueError(f"the mask of {layer} does not fit its shape")
+                    masks[layer] = np.unpackbits(bits, count=size).astype(bool).reshape(shape)
+        except FileNotFoundError as error:
+            raise L3PruneError(f"no such plan: {path}") from error
+        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise L3PruneError(f"{path} is not a pruning plan: {error}") from error
+        if not masks:
+            raise L3PruneError(f"{path} is not a pruning plan: it has no masks")
+        return cls(masks)
+
+
+def plan_layerwise(
+    weights: Mapping[str, ConvWeights],
+    sparsity: float | Sequence[float],
+    criterion: str = "magnitude",
+) -> PruningPlan:
+    """Prune each layer to its own sparsity, by EdgeL3's percentile rule.
+
+    The threshold is the sparsity's percentile of the layer's scores with 'nearest' interpolation,
+    so that it is one of the scores, and what is strictly greater stays. Sparsity 0 keeps all.
+
+    Parameters
+    ----------
+    weights : mapping of str to ConvWeights
+        In the network's order, as `graph.conv_weights` gives them.
+    sparsity : float or sequence of float
+        In [0, 1). One for all layers, or one a layer.
+    criterion : str
+        A registered criterion. One that scores whole filters masks whole filters.
+
+    Returns
+    -------
+    plan : PruningPlan
+
+    Raises
+    ------
+    ParameterError
+        Wrong number of sparsities, a sparsity outside [0, 1), a layer left empty.
+
+    Examples
+    --------
+    >>> layer = ConvWeights(np.array([0.1, -0.4, 0.2, 0.3]).reshape(1, 1, 1, 4))
+    >>> plan_layerwise({"conv": layer}, 0.5)["conv"].ravel().tolist()
+    [False, True, False, True]
+    """
+    scores = _scores(weights, criterion)
+    each = (
+        [_fraction(s) for s in sparsity]
+        if isinstance(sparsity, Sequence | np.ndarray)
+        else [_fraction(sparsity)] * len(scores)
+    )
+    if len(each) != len(scores):
+        raise ParameterError(
+            f"{len(each)} sparsities given for {len(scores)} convolutions; "
+            f"give {len(scores)} (in the order {', '.join(scores)}) or one for all"
+        )
+    return PruningPlan(
+        {
+            layer: values > _threshold(values, fraction)
+            for (layer, values), fraction in zip(scores.items(), each, strict=True)
+        }
+    )
+
+
+def plan_global(
+    weights: Mapping[str, ConvWeights], sparsity: float, criterion: str = "magnitude"
+) -> PruningPlan:
+    """Prune all layers to one overall sparsity, with one threshold for all their scores.
+
+    The rule is `plan_layerwise`'s on all scores together; a layer that it would empty keeps its
+    highest score.
+
+    Parameters
+    ----------
+    weights : mapping of str to ConvWeights
+    sparsity : float
+        In [0, 1).
+    criterion : str
+        A registered criterion.
+
+    Returns
+    -------
+    plan : PruningPlan
+
+    Raises
+    ------
+    ParameterError
+        The sparsity is outside [0, 1), or the criterion is unknown.
+
+    Examples
+    --------
+    >>> small = ConvWeights(np.array([0.1, 0.2]).reshape(1, 1, 1, 2))
+    >>> large = ConvWeights(np.array([0.3, 0.4]).reshape(1, 1, 1, 2))
+    >>> plan = plan_global({"a": small, "b": large}, 0.5)
+    >>> plan["a"].ravel().tolist(), plan["b"].ravel().tolist()
+    ([False, True], [False, True])
+    """
+    scores = _scores(weights, criterion)
+    together = np.concatenate([values.ravel() for values in scores.values()])
+    threshold = _threshold(together, _fraction(sparsity))
+    return PruningPlan(
+        {layer: values > min(threshold, _below(values.max())) for layer, values in scores.items()}
+    )
+
+
+def _below(value: np.floating) -> np.floating:
+    return np.nextafter(value, -np.inf, dtype=value.dtype)
+
+
+def _scores(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.ndarray]:
+    score = get_criterion(criterion)
+    scores = {layer: score(layer_weights) for layer, layer_weights in weights.items()}
+    for layer, values in scores.items():
+        if not np.isfinite(values).all():
+            raise ParameterError(f"layer {layer} has NaN or infinite weights; nothing was pruned")
+    return scores
+
+
+def _threshold(scores: np.ndarray, fraction: float) -> np.floating:
+    if fraction == 0:
+        return scores.dtype.type(-np.inf)
+    return np.quantile(scores, fraction, method="nearest")
+
+
+def _fraction(sparsity: float) -> float:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)):
+        raise ParameterError(f"sparsity={sparsity!r} is not a number in [0, 1)")
+    if not 0 <= sparsity < 1:
+        hint = f" (percent? pass {sparsity / 100:g})" if 1 <= sparsity < 100 else ""
+        raise ParameterError(f"sparsity={sparsity:g} is not in [0, 1){hint}")
+    return float(sparsity)

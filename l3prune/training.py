@@ -1,0 +1,336 @@
+"""Training with records: checkpoints, history, config, exact resume, seeds."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from l3prune import __version__
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import atomic_write, make_folder
+from l3prune.weights import load_network, read_attachment, save_network
+
+LATEST = "model_latest.h5"
+BEST = "model_best_valid_loss.h5"
+HISTORY = "history.csv"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are EdgeL3's.
+
+    Attributes
+    ----------
+    epochs : int
+        At most.
+    learning_rate : float
+        Adam's, at the start.
+    early_stopping_patience : int
+        Epochs without a validation loss lower by `min_delta` before the run ends.
+    min_delta : float
+        In units of the loss.
+    plateau_patience, plateau_factor : int, float
+        After so many epochs without a better validation loss the learning rate is multiplied.
+    checkpoint_interval : int
+        Epochs between numbered checkpoints; 0 for none.
+    seed : int
+
+    Raises
+    ------
+    ParameterError
+        A value outside its range.
+
+    Examples
+    --------
+    >>> Recipe().learning_rate
+    1e-05
+    """
+
+    epochs: int = 300
+    learning_rate: float = 1e-5
+    early_stopping_patience: int = 10
+    min_delta: float = 1e-4
+    plateau_patience: int = 5
+    plateau_factor: float = 0.1
+    checkpoint_interval: int = 10
+    seed: int = 20180216
+
+    def __post_init__(self):
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("early_stopping_patience", self.early_stopping_patience, 0),
+            ("plateau_patience", self.plateau_patience, 0),
+            ("checkpoint_interval", self.checkpoint_interval, 0),
+            ("seed", self.seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
+        if not 0 <= self.min_delta < math.inf:
+            raise ParameterError(f"min_delta={self.min_delta} is not a number ≥ 0")
+        if not 0 < self.plateau_factor < 1:
+            raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
+
+
+def fit(
+    network: keras.Model,
+    batches: Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]],
+    validation: tf.data.Dataset,
+    steps_per_epoch: int,
+    output_dir: str | os.PathLike[str],
+    recipe: Recipe,
+    *,
+    loss: str = "mse",
+    metrics: tuple[str, ...] = ("mae", "mse"),
+    resume: bool = False,
+    quiet: bool = False,
+) -> list[dict[str, float]]:
+    """Train a network in place, to the weights of its best validation loss.
+
+    After each epoch `model_latest.h5` holds weights, masks, optimizer state and history in one
+    atomically written file; a resumed run continues from there bit for bit on CPU.
+    `model_best_valid_loss.h5` is the best so far; `history.csv` the history for people;
+    `tensorboard/` the same for TensorBoard.
+
+    Parameters
+    ----------
+    network : keras.Model
+        As `create_network`, `load_network` or surgery gave it.
+    batches : callable, first batch -> endless iterator of (inputs, targets)
+        The stream from its `first batch`-th batch on.
+    validation : tf.data.Dataset of (inputs, targets) batches
+    steps_per_epoch : int
+        Batches.
+    output_dir : str or path-like
+    recipe : Recipe
+    loss : str
+    metrics : tuple of str
+    resume : bool
+        Go on from `output_dir`'s latest checkpoint.
+    quiet : bool
+        No progress bars.
+
+    Returns
+    -------
+    history : list of dict
+        One row an epoch: epoch (from 1), learning_rate, loss, metrics, and val_ of each.
+
+    Raises
+    ------
+    L3PruneError
+        `resume` and the folder has no history or no checkpoint, or they are of another network;
+        the loss is not finite.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64", input="log_mel", filters=[1] * 8)
+    >>> x, y = np.zeros((2, 64, 50, 1), np.float32), np.ones((2, 1), np.float32)
+    >>> data = tf.data.Dataset.from_tensors((x, y))
+    >>> folder = tempfile.mkdtemp()
+    >>> recipe = Recipe(epochs=1, learning_rate=0.1)
+    >>> len(fit(network, lambda first: iter([(x, y)]), data, 1, folder, recipe, quiet=True))
+    1
+    """
+    output_dir = make_folder(output_dir)
+    keras.utils.set_random_seed(recipe.seed)
+    optimizer = keras.optimizers.Adam(recipe.learning_rate)
+    network.compile(optimizer, loss=loss, metrics=list(metrics))
+    history = _restore(network, optimizer, output_dir) if resume else []
+    stopper = keras.callbacks.EarlyStopping(
+        "val_loss", min_delta=recipe.min_delta, patience=recipe.early_stopping_patience
+    )
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+    )
+    replay = _Replay([stopper, plateau], list(history), recipe.learning_rate)
+    first = len(history)
+    if first < recipe.epochs and not replay.ends_stopped(network):
+        with _stream(network, batches(first * steps_per_epoch)) as data:
+            network.fit(
+                data,
+                initial_epoch=first,
+                epochs=recipe.epochs,
+                steps_per_epoch=steps_per_epoch,
+                validation_data=validation,
+                callbacks=[
+                    stopper,
+                    plateau,
+                    replay,
+                    # After the plateau, so that the checkpoint has the next epoch's learning rate.
+                    _Keeper(output_dir, history, recipe.checkpoint_interval),
+                    keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
+                ],
+                verbose=0 if quiet else 1,
+            )
+    network.set_weights(load_network(output_dir / BEST).get_weights())
+    return history
+
+
+@contextlib.contextmanager
+def _stream(network: keras.Model, batches: Iterator[Any]) -> Iterator[tf.data.Dataset]:
+    """The batches as a prefetched dataset; their own errors come out as they are.
+
+    TensorFlow would turn a damaged file's message into a traceback of its own.
+    """
+    failures: list[L3PruneError] = []
+
+    def guarded() -> Iterator[Any]:
+        try:
+            yield from batches
+        except L3PruneError as error:
+            failures.append(error)
+            raise
+
+    signature = tuple(
+        tf.TensorSpec((None, *shape[1:]), tf.float32)
+        for shape in (network.input_shape, network.output_shape)
+    )
+    try:
+        yield tf.data.Dataset.from_generator(guarded, output_signature=signature).prefetch(2)
+    except tf.errors.OpError:
+        if failures:
+            raise failures[0] from None
+        raise
+
+
+class _Replay(keras.callbacks.Callback):
+    """Brings callbacks to where they stood after the epochs that a resumed run has behind it."""
+
+    def __init__(self, callbacks, rows: list[dict[str, float]], learning_rate: float):
+        super().__init__()
+        self.callbacks = callbacks
+        self.rows = rows
+        self.learning_rate = learning_rate
+
+    def on_train_begin(self, logs=None):
+        if not self.rows:
+            return
+        keras.backend.set_value(self.model.optimizer.learning_rate, self.learning_rate)
+        for epoch, row in enumerate(self.rows):
+            for callback in self.callbacks:
+                callback.on_epoch_end(epoch, dict(row))
+
+    def ends_stopped(self, network: keras.Model) -> bool:
+        """Whether the run had been ended by one of the callbacks."""
+        network.stop_training = False
+        for callback in [*self.callbacks, self]:
+            callback.set_model(network)
+            callback.on_train_begin()
+        return network.stop_training
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Writes the checkpoints and the history after each epoch."""
+
+    def __init__(self, output_dir: Path, history: list[dict[str, float]], interval: int):
+        super().__init__()
+        self.output_dir = output_dir
+        self.history = history
+        self.interval = interval
+        self.learning_rate = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.learning_rate = float(keras.backend.get_value(self.model.optimizer.learning_rate))
+
+    def on_epoch_end(self, epoch, logs=None):
+        row: dict[str, float] = {"epoch": epoch + 1, "learning_rate": self.learning_rate}
+        row.update({name: float(value) for name, value in (logs or {}).items() if name != "lr"})
+        if not all(math.isfinite(value) for value in row.values()):
+            raise L3PruneError(
+                f"training diverged in epoch {epoch + 1} (the loss is not finite); "
+                "take a smaller learning rate"
+            )
+        best = min((earlier["val_loss"] for earlier in self.history), default=math.inf)
+        self.history.append(row)
+        if row["val_loss"] < best:
+            save_network(self.model, self.output_dir / BEST, origin=row)
+        state = {
+            f"optimizer-{number:04d}": variable.numpy()
+            for number, variable in enumerate(self.model.optimizer.variables)
+        }
+        state["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
+        save_network(self.model, self.output_dir / LATEST, origin=row, attachment=state)
+        if self.interval and (epoch + 1) % self.interval == 0:
+            save_network(
+                self.model, self.output_dir / f"model_checkpoint.{epoch + 1:02d}.h5", origin=row
+            )
+        write_table(self.output_dir / HISTORY, self.history)
+
+
+def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str, float]]:
+    """Put the latest checkpoint into network and optimizer; the history that it ends."""
+    for name in (HISTORY, LATEST, BEST):
+        if not (output_dir / name).is_file():
+            raise L3PruneError(
+                f"{output_dir} has no {name}, so there is no run to continue there; "
+                "give the folder of a run that finished at least one epoch"
+            )
+    latest = load_network(output_dir / LATEST)
+    state = read_attachment(output_dir / LATEST)
+    if "history" not in state:
+        raise L3PruneError(f"{output_dir / LATEST} holds weights only, not the state of a run")
+    if [tuple(weight.shape) for weight in latest.weights] != [
+        tuple(weight.shape) for weight in network.weights
+    ]:
+        raise L3PruneError(
+            f"the run in {output_dir} trained another network than the one given: continue it with "
+            "the same weights, sparsities and model type"
+        )
+    network.set_weights(latest.get_weights())
+    optimizer.build(network.trainable_variables)
+    for number, variable in enumerate(optimizer.variables):
+        variable.assign(state[f"optimizer-{number:04d}"])
+    return json.loads(state["history"].tobytes())
+
+
+def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as a CSV file, atomically.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
+    >>> write_table(path, [{"epoch": 1, "loss": 0.5}])
+    >>> path.read_text().splitlines()
+    ['epoch,loss', '1,0.5']
+    """
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def environment() -> dict[str, str]:
+    """Versions that a result depends on, for a run's config.json.
+
+    Examples
+    --------
+    >>> environment()["l3prune"] == __version__
+    True
+    """
+    packages = ("tensorflow", "tf_keras", "numpy", "h5py", "librosa", "soxr", "soundfile")
+    return {
+        "l3prune": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{package: metadata.version(package) for package in packages},
+    }

@@ -1,0 +1,378 @@
+"""Weight files: read published layouts, read and write our own checkpoint. h5py only.
+
+Our checkpoint is one .h5 file in Keras's `save_weights` layout, masks included, whose root
+attribute `l3prune` holds the network's name and builder arguments as JSON: all that
+`load_network` needs. Beside it stand, for people and other tools, a .json sidecar (what the file
+is, its sha256, where it comes from) and, for a masked network, the masks as a .plan.npz.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import tf_keras as keras
+
+from l3prune import __version__, graph, surgery
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import atomic_write, write_json
+from l3prune.layers import MaskedConv2D
+from l3prune.networks import create_network, l3, list_networks, network_config
+from l3prune.plan import PruningPlan
+
+#: A larger file, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
+_MAX_BYTES = 2 * 2**30
+
+_KINDS = {
+    ("bias", "kernel"): "convolution",
+    ("bias", "kernel", "mask"): "convolution",
+    ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
+}
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One weighted layer of a file: its name, its kind, its arrays by short name."""
+
+    name: str
+    kind: str
+    arrays: dict[str, np.ndarray]
+
+
+def save_network(
+    network: keras.Model,
+    path: str | os.PathLike[str],
+    *,
+    origin: Mapping[str, Any] | None = None,
+    attachment: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write a checkpoint: `path` (.h5), its .json sidecar and, with masks, its .plan.npz.
+
+    The .h5 file alone is the network; each file is written atomically, the .h5 first.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Made by `create_network`, `load_network` or surgery on one of these.
+    path : str or path-like
+        Ends in .h5.
+    origin : mapping or None
+        JSON values for the sidecar: command, seed, licence, …
+    attachment : mapping of str to np.ndarray, or None
+        Further arrays kept in the same file, such as the optimizer's state.
+
+    Raises
+    ------
+    ParameterError
+        The path does not end in .h5.
+    L3PruneError
+        The folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "net.h5"
+    >>> save_network(create_network("sea64"), path)
+    >>> load_network(path).name
+    'sea64'
+    """
+    path = Path(path)
+    if path.suffix != ".h5":
+        raise ParameterError(f"{path}: a checkpoint's name ends in .h5")
+    config = network_config(network)
+    plan = graph.masks(network)
+    description = {
+        "network": config.name,
+        "arguments": config.arguments,
+        "masked_layers": list(plan),
+    }
+    with atomic_write(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["l3prune"] = json.dumps(description)
+            _write_layers(file, network)
+            for name, array in (attachment or {}).items():
+                file.create_dataset(f"attachment/{name}", data=array)
+        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+    if plan:
+        plan.save(path.with_suffix(".plan.npz"))
+    total, nonzero = graph.count_kernel_weights(network)
+    write_json(
+        path.with_suffix(".json"),
+        {
+            **description,
+            "file": path.name,
+            "sha256": digest,
+            "parameters": network.count_params() - sum(mask.size for mask in plan.values()),
+            "kernel_weights": total,
+            "nonzero_kernel_weights": nonzero,
+            "l3prune_version": __version__,
+            **(origin or {}),
+        },
+    )
+
+
+def _write_layers(file: h5py.File, network: keras.Model) -> None:
+    weighted = [layer for layer in network.layers if layer.weights]
+    file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
+    file.attrs["backend"] = b"tensorflow"
+    file.attrs["keras_version"] = keras.__version__.encode()
+    for layer in weighted:
+        group = file.create_group(layer.name)
+        names = [f"{layer.name}/{surgery.short_name(weight)}:0" for weight in layer.weights]
+        group.attrs["weight_names"] = [name.encode() for name in names]
+        for name, weight in zip(names, layer.weights, strict=True):
+            # Zeros and masks pack well; every HDF5 reader unpacks gzip by itself.
+            group.create_dataset(
+                name, data=weight.numpy(), compression="gzip", compression_opts=4, shuffle=True
+            )
+
+
+def load_network(path: str | os.PathLike[str], name: str | None = None, **arguments: Any):
+    """Load a network from a weight file, which may be gzipped.
+
+    Our own checkpoints say what they are. In others (Keras `save_weights` or whole-model files of
+    the L3 family) weights are matched by kind and order; layer names are free, and stored code
+    or configuration is never used.
+
+    Parameters
+    ----------
+    path : str or path-like
+        .h5 or .h5.gz.
+    name : str or None
+        What the file must hold; None detects it.
+    **arguments
+        Passed to `create_network`, in place of the stored ones.
+
+    Returns
+    -------
+    network : keras.Model
+
+    Raises
+    ------
+    L3PruneError
+        The file is missing, is no weight file, or holds another network; the message names the
+        first layer that differs and both shapes.
+
+    Examples
+    --------
+    >>> load_network("/nowhere/net.h5")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such weight file: /nowhere/net.h5
+    """
+    if name is not None and name not in list_networks():
+        raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
+    with _open(path) as file:
+        description = _description(file, path)
+        layers, front_end_shape = _read_layers(file, path)
+    if description is not None:
+        stored = description["network"]
+        if name is not None and name != stored:
+            raise L3PruneError(f"{path} holds the network {stored}, not {name}")
+        name = stored
+        arguments = {**description["arguments"], **arguments}
+    elif name is None:
+        name = _detect(layers, front_end_shape, path)
+    network = create_network(name, **arguments)
+    masks = {
+        layer.name: layer.arrays["mask"].astype(bool) for layer in layers if "mask" in layer.arrays
+    }
+    if masks:
+        network = surgery.apply_masks(
+            network, PruningPlan({layer: np.ones_like(mask) for layer, mask in masks.items()})
+        )
+    _assign(network, layers, path)
+    return network
+
+
+def read_attachment(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Arrays that `save_network` kept beside the weights, by name (empty if there are none).
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "net.h5"
+    >>> save_network(create_network("sea64"), path, attachment={"step": np.array(3)})
+    >>> read_attachment(path)["step"]
+    array(3)
+    """
+    with _open(path) as file:
+        group = _member(file, "attachment", path)
+        if not isinstance(group, h5py.Group):
+            return {}
+        return {name: _read(group, name, path) for name in group}
+
+
+@contextlib.contextmanager
+def _open(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
+    path = Path(path)
+    if not path.is_file():
+        raise L3PruneError(f"no such weight file: {path}")
+    try:
+        source: Any = path
+        if path.suffix == ".gz":
+            with gzip.open(path) as packed:
+                content = packed.read(_MAX_BYTES + 1)
+            if len(content) > _MAX_BYTES:
+                raise L3PruneError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
+            source = io.BytesIO(content)
+        with h5py.File(source, "r") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        raise L3PruneError(f"{path} is not an HDF5 weight file, or is damaged: {error}") from error
+    except (KeyError, RuntimeError, UnicodeDecodeError) as error:
+        # h5py's answers to damaged metadata.
+        raise L3PruneError(f"{path} is damaged: {error}") from error
+
+
+def _description(file: h5py.File, path) -> dict[str, Any] | None:
+    """What our own checkpoint says of itself; None for other files."""
+    if "l3prune" not in file.attrs:
+        return None
+    try:
+        description = json.loads(file.attrs["l3prune"])
+        if not isinstance(description["network"], str):
+            raise TypeError("the network's name is not a text")
+        if not isinstance(description["arguments"], dict):
+            raise TypeError("the network's arguments are not a mapping")
+    except (ValueError, TypeError, KeyError) as error:
+        raise L3PruneError(f"{path}: the description of the network is damaged: {error}") from error
+    return description
+
+
+def _read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, ...] | None]:
+    """Weighted layers in order, and the shape of the front end's mel matrix or DFT kernel."""
+    root = _member(file, "model_weights", path) or file
+    if "layer_names" not in root.attrs:
+        raise L3PruneError(
+            f"{path} is an HDF5 file but no Keras weight file: it has no layer_names"
+        )
+    layers = []
+    front_end_shape = None
+    for layer_name in _texts(root.attrs["layer_names"]):
+        group = _member(root, layer_name, path)
+        if not isinstance(group, h5py.Group):
+            raise L3PruneError(f"{path}: layer {layer_name} is listed but missing")
+        arrays = {}
+        for weight_name in _texts(group.attrs.get("weight_names", [])):
+            arrays[weight_name.split("/")[-1].split(":")[0]] = _read(group, weight_name, path)
+        if not arrays:
+            continue
+        if "spectrogram" in layer_name:
+            # Constants of kapre's front end; ours computes them.
+            front_end_shape = list(arrays.values())[-1].shape
+            continue
+        kind = _KINDS.get(tuple(sorted(arrays)))
+        if kind is None:
+            raise L3PruneError(
+                f"{path}: layer {layer_name} has weights {', '.join(sorted(arrays))}; an L3 audio "
+                "network has convolutions and batch normalisations only"
+            )
+        layers.append(LayerWeights(layer_name, kind, arrays))
+    return layers, front_end_shape
+
+
+def _texts(names) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
+
+
+def _member(group: h5py.Group, name: str, path):
+    """A member that is stored in the file itself, or None.
+
+    Links to other files would let a weight file read what its user can read.
+    """
+    for part in [part for part in name.split("/") if part]:
+        if not isinstance(group, h5py.Group):
+            return None
+        link = group.get(part, getlink=True)
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise L3PruneError(f"{path}: {name} is a link; weight files hold their own data")
+        group = group[part]
+    return group
+
+
+def _read(group: h5py.Group, name: str, path) -> np.ndarray:
+    dataset = _member(group, name, path)
+    if not isinstance(dataset, h5py.Dataset):
+        raise L3PruneError(f"{path}: weight {name} is listed but missing")
+    if dataset.external or dataset.is_virtual:
+        raise L3PruneError(f"{path}: weight {name} is stored outside the file")
+    if dataset.dtype.kind not in "fiub" or dataset.nbytes > _MAX_BYTES:
+        raise L3PruneError(f"{path}: weight {name} is {dataset.dtype} of shape {dataset.shape}")
+    array = dataset[()]
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise L3PruneError(f"{path}: weight {name} has NaN or infinite values")
+    return array
+
+
+def _detect(layers: list[LayerWeights], front_end_shape, path) -> str:
+    """Name of the L3 network whose filters, and front end if there is one, the file has."""
+    filters = tuple(
+        layer.arrays["kernel"].shape[-1] for layer in layers if layer.kind == "convolution"
+    )
+    fits = []
+    for candidate, spec in l3.SPECS.items():
+        front_end = spec.front_end
+        bins = front_end.n_dft // 2 + 1
+        # kapre stores the mel matrix last; its linear front end, a DFT kernel.
+        shapes = (
+            [(bins, front_end.n_mels)]
+            if front_end.n_mels is not None
+            else [(front_end.n_dft, 1, 1, bins)]
+        )
+        if spec.filters == filters and (front_end_shape is None or front_end_shape in shapes):
+            fits.append(candidate)
+    if not fits:
+        raise L3PruneError(
+            f"{path} holds no known network: its convolutions have {list(filters)} filters; "
+            f"known networks: {', '.join(l3.SPECS)}"
+        )
+    if len(fits) > 1:
+        raise L3PruneError(
+            f"{path} fits {', '.join(fits)}, which differ in the front end only; say which it is"
+        )
+    return fits[0]
+
+
+def _assign(network: keras.Model, layers: list[LayerWeights], path) -> None:
+    targets = [layer for layer in network.layers if layer.weights]
+    # The L3 embedding is taken before the last BatchNorm, which full audio networks hold.
+    if len(layers) == len(targets) + 1 and layers[-1].kind == "batch normalisation":
+        layers = layers[:-1]
+    if len(layers) != len(targets):
+        raise L3PruneError(
+            f"{path} has {len(layers)} weighted layers, the network {network.name} "
+            f"{len(targets)}: these are weights for another network"
+        )
+    for target, source in zip(targets, layers, strict=True):
+        weights = {surgery.short_name(weight): weight for weight in target.weights}
+        if not source.arrays.keys() >= weights.keys():
+            raise L3PruneError(
+                f"{path}: layer {source.name} has weights {', '.join(source.arrays)} where "
+                f"{target.name} of {network.name} has {', '.join(weights)}: "
+                "these are weights for another network"
+            )
+        for short, weight in weights.items():
+            array = source.arrays[short]
+            if array.shape != tuple(weight.shape):
+                raise L3PruneError(
+                    f"{path}: {short} of layer {source.name} has shape {array.shape} where "
+                    f"{target.name} of {network.name} has {tuple(weight.shape)}: "
+                    "these are weights for another network"
+                )
+            weight.assign(array.astype(weight.dtype.as_numpy_dtype))
+        if isinstance(target, MaskedConv2D):
+            target.set_mask(target.mask.numpy())

@@ -1,0 +1,397 @@
+"""One-second windows of unlabelled audio to train on: from a folder, or from AVC shards.
+
+A source numbers its windows 0 … n-1, reads any of them, and gives training orders. What was
+decoded, and what a teacher says of each window, is kept in a cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import h5py
+import numpy as np
+from tqdm import tqdm
+
+from l3prune.audio import find_audio, frame_audio, load_audio, to_mono
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import atomic_write, make_folder, write_json
+
+
+class WindowSource(Protocol):
+    """Numbered windows of one second.
+
+    Attributes
+    ----------
+    sample_rate : int
+        Hz; also a window's length in samples.
+    fingerprint : str
+        Changes when the windows change.
+    """
+
+    sample_rate: int
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Windows (len(indices), 1, sample_rate) float32 in [-1, 1]."""
+        ...
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """A permutation of the windows, fast to read in that order."""
+        ...
+
+
+def open_windows(
+    data_dir: str | os.PathLike[str],
+    sample_rate: int,
+    cache_dir: str | os.PathLike[str],
+    *,
+    hop_size: float = 0.5,
+    quiet: bool = False,
+) -> WindowSource:
+    """Windows of the audio files, or of the AVC HDF5 shards, below a folder.
+
+    Parameters
+    ----------
+    data_dir : str or path-like
+        Holds audio files at any depth, or .h5 shards with `audio` (n, 1, sample_rate) int16.
+    sample_rate : int
+        Hz. Audio files are resampled to it; shards must have it.
+    cache_dir : str or path-like
+        Decoded audio is kept here and found again by the files' names, sizes and times.
+    hop_size : float
+        Seconds between the windows of an audio file. Shards hold windows already.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    source : WindowSource
+
+    Raises
+    ------
+    L3PruneError
+        The folder is missing or has neither kind of file, or a file is not what it should be.
+
+    Examples
+    --------
+    >>> open_windows("/nowhere", 8000, "/tmp")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such folder: /nowhere
+    """
+    audio = find_audio(data_dir)
+    shards = sorted(
+        path for path in Path(data_dir).rglob("*.h5") if not path.name.startswith(".")
+    )
+    if audio and shards:
+        raise L3PruneError(
+            f"{data_dir} holds both audio files ({audio[0].name}, …) and HDF5 shards "
+            f"({shards[0].name}, …); give a folder with one kind"
+        )
+    if shards:
+        return Shards(shards, sample_rate)
+    if not audio:
+        raise L3PruneError(
+            f"{data_dir} holds no audio files (wav, flac, ogg, mp3) and no .h5 shards"
+        )
+    return AudioFiles(audio, sample_rate, cache_dir, hop_size=hop_size, quiet=quiet)
+
+
+class AudioFiles:
+    """Windows of audio files, decoded once into one memory-mapped array.
+
+    Parameters
+    ----------
+    paths : list of pathlib.Path
+    sample_rate, cache_dir, hop_size, quiet
+        See `open_windows`.
+    """
+
+    def __init__(
+        self,
+        paths: list[Path],
+        sample_rate: int,
+        cache_dir: str | os.PathLike[str],
+        *,
+        hop_size: float = 0.5,
+        quiet: bool = False,
+    ):
+        frame_audio(np.zeros(1), sample_rate, hop_size=hop_size)  # checks hop_size
+        self.sample_rate = sample_rate
+        self.fingerprint = _fingerprint(paths, sample_rate=sample_rate, hop_size=hop_size)
+        folder = Path(cache_dir) / f"audio-{self.fingerprint}"
+        if not (folder / "windows.npy").is_file():
+            _decode(paths, sample_rate, hop_size, make_folder(folder), quiet)
+        self._audio = np.load(folder / "audio.npy", mmap_mode="r", allow_pickle=False)
+        self._starts = np.load(folder / "windows.npy", allow_pickle=False)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Windows (len(indices), 1, sample_rate) float32 in [-1, 1]."""
+        starts = self._starts[indices]
+        return np.stack([self._audio[start : start + self.sample_rate] for start in starts])[
+            :, np.newaxis
+        ]
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """A uniform permutation."""
+        return generator.permutation(len(self))
+
+
+def _decode(
+    paths: list[Path], sample_rate: int, hop_size: float, folder: Path, quiet: bool
+) -> None:
+    """Write audio.npy, all files end to end, and windows.npy, where the windows start in it.
+
+    windows.npy comes last: its presence says that the cache is whole.
+    """
+    starts = []
+    length = 0
+    hop = int(hop_size * sample_rate)
+    with atomic_write(folder / "samples.raw") as temporary:
+        with temporary.open("wb") as file:
+            for path in tqdm(paths, "decoding", unit="file", disable=quiet):
+                audio, rate = load_audio(path)
+                try:
+                    mono = to_mono(audio, rate, sample_rate)
+                except ParameterError as error:
+                    raise L3PruneError(f"{path}: {error}") from error
+                windows = frame_audio(mono, sample_rate, hop_size=hop_size, center=False)
+                padded = np.zeros(sample_rate + hop * (len(windows) - 1), np.float32)
+                padded[: len(mono)] = mono[: len(padded)]
+                file.write(padded.tobytes())
+                starts.append(length + hop * np.arange(len(windows), dtype=np.int64))
+                length += len(padded)
+        samples = np.memmap(temporary, np.float32, "r")
+        with atomic_write(folder / "audio.npy") as target:
+            mapped = np.lib.format.open_memmap(target, "w+", np.float32, (length,))
+            mapped[:] = samples
+            mapped.flush()
+        del samples
+    (folder / "samples.raw").unlink()
+    with atomic_write(folder / "windows.npy") as temporary:
+        np.save(temporary, np.concatenate(starts))
+
+
+class Shards:
+    """Windows of HDF5 files in the layout of L3-Net's AVC batches.
+
+    Parameters
+    ----------
+    paths : list of pathlib.Path
+        Each holds `audio` (n, 1, sample_rate) int16; other datasets are not read.
+    sample_rate : int
+        Hz.
+
+    Raises
+    ------
+    L3PruneError
+        A file is no HDF5 file, is damaged, or has no such `audio`.
+    """
+
+    def __init__(self, paths: list[Path], sample_rate: int):
+        self.sample_rate = sample_rate
+        self.fingerprint = _fingerprint(paths, sample_rate=sample_rate)
+        self._paths = paths
+        self._ends = np.cumsum([self._count(path) for path in paths])
+        self._open: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Windows (len(indices), 1, sample_rate) float32 in [-1, 1]."""
+        shards = np.searchsorted(self._ends, indices, side="right")
+        result = np.empty((len(indices), 1, self.sample_rate), np.float32)
+        for shard in dict.fromkeys(shards.tolist()):
+            here = shards == shard
+            first = self._ends[shard - 1] if shard else 0
+            result[here] = self._load(shard)[indices[here] - first]
+        result /= 32768
+        return result
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """Shards in random order, and the windows of each in random order: one shard is read
+        after the other. Shards hold pairs drawn at random, so this mixes as well."""
+        return np.concatenate(
+            [
+                generator.permutation(
+                    np.arange(self._ends[shard - 1] if shard else 0, self._ends[shard])
+                )
+                for shard in generator.permutation(len(self._paths))
+            ]
+        )
+
+    def _load(self, shard: int) -> np.ndarray:
+        if shard not in self._open:
+            # A batch may touch the end of one shard and the start of the next.
+            while len(self._open) > 1:
+                del self._open[next(iter(self._open))]
+            path = self._paths[shard]
+            try:
+                with h5py.File(path, "r") as file:
+                    self._open[shard] = file["audio"][:]
+            except (OSError, KeyError, RuntimeError) as error:
+                raise L3PruneError(f"{path} is damaged: {error}") from error
+        return self._open[shard]
+
+    def _count(self, path: Path) -> int:
+        try:
+            with h5py.File(path, "r") as file:
+                link = file.get("audio", getlink=True)
+                audio = file["audio"] if isinstance(link, h5py.HardLink) else None
+                if not isinstance(audio, h5py.Dataset) or audio.external or audio.is_virtual:
+                    raise L3PruneError(
+                        f"{path} has no dataset 'audio'; give AVC shards with audio "
+                        f"(n, 1, {self.sample_rate}) int16"
+                    )
+                shape, dtype = audio.shape, audio.dtype
+        except (OSError, KeyError, RuntimeError) as error:
+            raise L3PruneError(f"{path} is not an HDF5 shard, or is damaged: {error}") from error
+        if dtype != np.int16 or len(shape) != 3 or shape[1:] != (1, self.sample_rate):
+            raise L3PruneError(
+                f"{path}: 'audio' is {dtype} of shape {shape}; "
+                f"this network takes int16 of shape (n, 1, {self.sample_rate})"
+            )
+        return shape[0]
+
+
+def _fingerprint(paths: list[Path], **settings: float) -> str:
+    files = [
+        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths
+    ]
+    return hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()[:16]
+
+
+def cached_targets(
+    source: WindowSource,
+    predict: Callable[[np.ndarray], np.ndarray],
+    key: str,
+    size: int,
+    cache_dir: str | os.PathLike[str],
+    *,
+    batch_size: int = 64,
+    quiet: bool = False,
+) -> np.ndarray:
+    """What a teacher says of every window, computed once and kept on disk.
+
+    An interrupted run goes on where it stopped.
+
+    Parameters
+    ----------
+    source : WindowSource
+    predict : callable, (n, 1, sample_rate) float32 -> (n, size) float32
+    key : str
+        Identifies the teacher, such as a checksum of its weights.
+    size : int
+        Values of one target.
+    cache_dir : str or path-like
+    batch_size : int
+        Windows per call of `predict`.
+    quiet : bool
+        No progress bar.
+
+    Returns
+    -------
+    targets : np.memmap, (len(source), size) float32, read-only
+        In the windows' order.
+
+    Raises
+    ------
+    L3PruneError
+        The cache folder cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> class Noise:
+    ...     sample_rate, fingerprint = 4, "noise"
+    ...     def __len__(self): return 3
+    ...     def read(self, indices): return np.ones((len(indices), 1, 4), np.float32)
+    >>> mean = lambda windows: windows.mean(axis=2)
+    >>> cached_targets(Noise(), mean, "mean", 1, tempfile.mkdtemp(), quiet=True).shape
+    (3, 1)
+    """
+    folder = make_folder(Path(cache_dir))
+    path = folder / f"targets-{source.fingerprint}-{key}.f32"
+    if not path.is_file():
+        partial = path.with_suffix(".part")
+        row = size * 4
+        done = partial.stat().st_size // row if partial.is_file() else 0
+        try:
+            with (
+                partial.open("ab") as file,
+                tqdm(
+                    total=len(source),
+                    initial=done,
+                    desc="teacher",
+                    unit="window",
+                    disable=quiet,
+                ) as progress,
+            ):
+                # A kill may have left part of a row.
+                file.truncate(done * row)
+                for start in range(done, len(source), batch_size):
+                    indices = np.arange(start, min(start + batch_size, len(source)))
+                    targets = np.ascontiguousarray(predict(source.read(indices)), np.float32)
+                    if targets.shape != (len(indices), size):
+                        raise ParameterError(
+                            f"the teacher gave {targets.shape}, not {(len(indices), size)}"
+                        )
+                    file.write(targets.tobytes())
+                    file.flush()
+                    progress.update(len(indices))
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except OSError as error:
+            raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
+        write_json(path.with_suffix(".json"), {"windows": len(source), "size": size, "key": key})
+    return np.memmap(path, np.float32, "r", shape=(len(source), size))
+
+
+def batch_indices(
+    source: WindowSource, batch_size: int, seed: int, first_batch: int = 0
+) -> Iterator[np.ndarray]:
+    """Endless batches of window numbers; each pass over the windows in a new order.
+
+    The stream is a function of the seed alone, and `first_batch` enters it anywhere: a resumed
+    run sees what the uninterrupted one would have seen.
+
+    Parameters
+    ----------
+    source : WindowSource
+    batch_size : int
+    seed : int
+    first_batch : int
+
+    Yields
+    ------
+    indices : np.ndarray, (batch_size,) int64
+
+    Examples
+    --------
+    >>> class Three:
+    ...     def __len__(self): return 3
+    ...     def order(self, generator): return generator.permutation(3)
+    >>> whole = batch_indices(Three(), 2, seed=0)
+    >>> _ = next(whole), next(whole)
+    >>> bool((next(whole) == next(batch_indices(Three(), 2, seed=0, first_batch=2))).all())
+    True
+    """
+    number, offset = divmod(first_batch * batch_size, len(source))
+    rest = source.order(np.random.default_rng([seed, number]))[offset:]
+    while True:
+        while len(rest) < batch_size:
+            number += 1
+            rest = np.concatenate([rest, source.order(np.random.default_rng([seed, number]))])
+        yield rest[:batch_size]
+        rest = rest[batch_size:]
