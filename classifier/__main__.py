@@ -40,7 +40,7 @@ def _features(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         quiet=arguments.quiet,
     )
-    print(f"{arguments.output_dir}: {written} clips embedded, the others were there")
+    print(f"{written} clips embedded into {arguments.output_dir}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -55,7 +55,8 @@ def _train(arguments: argparse.Namespace) -> None:
         quiet=arguments.quiet,
     )
     print(
-        f"fold {result.test_fold}, seed {result.seed}: clip accuracy {100 * result.accuracy:.1f} %, "
+        f"fold {result.test_fold}, seed {result.seed}: "
+        f"clip accuracy {100 * result.accuracy:.1f} %, "
         f"average class accuracy {100 * result.average_class_accuracy:.1f} %, "
         f"epoch {result.best_epoch} of {result.epochs}"
     )
@@ -90,13 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         description="Train and test a classifier on the embeddings of a labelled corpus.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    defaults = argparse.ArgumentDefaultsHelpFormatter
 
     features = commands.add_parser(
         "features",
         help="embed every clip of a corpus",
         description="Embed every clip of a corpus. An interrupted run continues.",
-        formatter_class=defaults,
     )
     features.add_argument("dataset", metavar="DATASET", help="us8k, esc50, …")
     features.add_argument("data_dir", metavar="DATA_DIR", help="root folder of the corpus")
@@ -105,13 +104,21 @@ def _parser() -> argparse.ArgumentParser:
         "--model", metavar="PATH", required=True, help="file of the embedding network"
     )
     features.add_argument(
-        "--hop-size", type=float, default=0.1, metavar="S", help="seconds between frames"
+        "--hop-size",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="seconds between frames (default: %(default)s)",
     )
     features.add_argument(
         "--fold", type=int, nargs="+", metavar="K", help="only these folds; all by default"
     )
     features.add_argument(
-        "--batch-size", type=int, default=32, metavar="N", help="frames embedded at once"
+        "--batch-size",
+        type=int,
+        default=32,
+        metavar="N",
+        help="frames embedded at once (default: %(default)s)",
     )
     features.set_defaults(run=_features)
 
@@ -119,40 +126,54 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train and test one fold",
         description="Train and test one fold; the fold before it validates.",
-        formatter_class=defaults,
     )
     cv = commands.add_parser(
         "cv",
         help="train and test all folds",
         description="Cross-validate over the official folds. Finished folds are not trained again.",
-        formatter_class=defaults,
     )
     for training in (train, cv):
         training.add_argument("features_dir", metavar="FEATURES_DIR", help="folder with features")
         training.add_argument("output_dir", metavar="OUTPUT_DIR", help="folder for the results")
     train.add_argument("--fold", type=int, required=True, metavar="K", help="test fold")
-    train.add_argument("--seed", type=int, default=0, metavar="N", help="random seed")
+    train.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="random seed (default: %(default)s)"
+    )
     cv.add_argument(
         "--fold", type=int, nargs="+", metavar="K", help="only these test folds; all by default"
     )
-    cv.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="random seeds")
+    cv.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="random seeds (default: 0)"
+    )
     recipe = Recipe()
     for training in (train, cv):
         training.add_argument(
-            "--epochs", type=int, default=recipe.epochs, metavar="N", help="at most so many"
+            "--epochs",
+            type=int,
+            default=recipe.epochs,
+            metavar="N",
+            help="at most so many (default: %(default)s)",
         )
         training.add_argument(
-            "--batch-size", type=int, default=recipe.batch_size, metavar="N", help="frames per step"
+            "--batch-size",
+            type=int,
+            default=recipe.batch_size,
+            metavar="N",
+            help="frames per step (default: %(default)s)",
         )
         training.add_argument(
-            "--learning-rate", type=float, default=recipe.learning_rate, metavar="X", help="of Adam"
+            "--learning-rate",
+            type=float,
+            default=recipe.learning_rate,
+            metavar="X",
+            help="of Adam (default: %(default)s)",
         )
         training.add_argument(
             "--patience",
             type=int,
             default=recipe.patience,
             metavar="N",
-            help="stop after so many epochs without a lower validation loss",
+            help="stop after so many epochs without a lower validation loss (default: %(default)s)",
         )
     train.set_defaults(run=_train)
     cv.set_defaults(run=_cv)

@@ -197,8 +197,10 @@ def extract_features(
             f"hop_size={hop_size} is not in [{HOP_SIZES[0]}, {HOP_SIZES[1]}] seconds; "
             "frames are 1 s long and must cover the clip"
         )
-    if batch_size < 1:
-        raise ParameterError(f"batch_size={batch_size} is not positive; 32 is a good start")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ParameterError(
+            f"batch_size={batch_size} is not a positive integer; 32 is a good start"
+        )
     unknown = sorted(set(folds or ()) - set(dataset.folds))
     if unknown:
         raise ParameterError(

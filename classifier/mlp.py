@@ -5,6 +5,7 @@ Source: Cramer, Wu, Salamon, Bello, "Look, listen and learn more", ICASSP 2019, 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 import os
@@ -129,7 +130,7 @@ class MLP:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an npz without pickles: mean, scale, kernel_0 …, bias_0 …."""
-        arrays = {"mean": self.mean, "scale": self.scale}
+        arrays: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
         for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
             arrays[f"kernel_{i}"] = kernel
             arrays[f"bias_{i}"] = bias
@@ -167,7 +168,7 @@ def load_mlp(path: str | os.PathLike[str]) -> MLP:
             )
         sizes = [len(mlp.mean), *(len(bias) for bias in mlp.biases)]
         shapes = [kernel.shape for kernel in mlp.kernels]
-        if not depth or shapes != list(zip(sizes[:-1], sizes[1:], strict=True)):
+        if not depth or shapes != list(itertools.pairwise(sizes)):
             raise ValueError(f"its kernels {shapes} do not fit its biases {sizes[1:]}")
     except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError) as error:
         problem: Exception = error

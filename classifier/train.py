@@ -248,7 +248,7 @@ def predict_clips(mlp: MLP, embeddings: Sequence[np.ndarray]) -> np.ndarray:
     >>> one, none = np.ones(1, np.float32), np.zeros(1, np.float32)
     >>> mlp = MLP(none, one, (np.float32([[0, 1]]),), (np.zeros(2, np.float32),))
     >>> predict_clips(mlp, [np.float32([[-1], [-1], [9]]), np.float32([[-1], [0]])])
-    array([0, 0])
+    array([1, 0])
     """
     return np.array([mlp.predict(frames).mean(axis=0).argmax() for frames in embeddings], np.int64)
 
@@ -289,8 +289,8 @@ def train_fold(
     ParameterError
         No such fold, fewer than three folds, or a bad seed; nothing is written.
     L3PruneError
-        The folder has a result of other features or another recipe, or the loss is not finite;
-        nothing is written.
+        The folder has a result of other features or another recipe, which is kept; or the loss is
+        not finite, and no result is written.
 
     Examples
     --------
@@ -303,16 +303,9 @@ def train_fold(
     """
     recipe = recipe or Recipe()
     check_seed(seed)
-    valid_fold, train_folds = split_folds(features.fold_numbers, fold)
-    folder = Path(output_dir) / f"fold{fold}" / f"seed{seed}"
-    config = {
-        "features_sha256": features.fingerprint,
-        "test_fold": int(fold),
-        "valid_fold": valid_fold,
-        "train_folds": list(train_folds),
-        "seed": int(seed),
-        **asdict(recipe),
-    }
+    config = _config(features, fold, seed, recipe)
+    valid_fold, train_folds = config["valid_fold"], tuple(config["train_folds"])
+    folder = _folder(output_dir, fold, seed)
     finished = _finished(folder, config)
     if finished:
         return finished
@@ -412,8 +405,11 @@ def cross_validate(
             raise ParameterError(f"{name}={values} is empty or repeats one; give each once")
     for seed in seeds:
         check_seed(seed)
+    # All first: a fold that was trained otherwise should not show up hours later.
     for fold in chosen:
-        split_folds(features.fold_numbers, fold)
+        for seed in seeds:
+            config = _config(features, fold, seed, recipe or Recipe())
+            _finished(_folder(output_dir, fold, seed), config)
     results = CrossValidation(
         tuple(
             train_fold(features, fold, output_dir, seed=seed, recipe=recipe, quiet=quiet)
@@ -423,6 +419,23 @@ def cross_validate(
     )
     results.save(output_dir)
     return results
+
+
+def _folder(output_dir: str | os.PathLike[str], fold: int, seed: int) -> Path:
+    return Path(output_dir) / f"fold{fold}" / f"seed{seed}"
+
+
+def _config(features: Features, fold: int, seed: int, recipe: Recipe) -> dict[str, Any]:
+    """All that a result depends on, as JSON has it."""
+    valid_fold, train_folds = split_folds(features.fold_numbers, fold)
+    return {
+        "features_sha256": features.fingerprint,
+        "test_fold": int(fold),
+        "valid_fold": valid_fold,
+        "train_folds": list(train_folds),
+        "seed": int(seed),
+        **asdict(recipe),
+    }
 
 
 def _finished(folder: Path, config: dict[str, Any]) -> FoldResult | None:

@@ -28,7 +28,7 @@ _HOMES = {
     "strip_masks": "l3prune.surgery",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604 (names are strings)
+__all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,22 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.errors import ParameterError
-from l3prune.networks import l3, network_config
+from l3prune.networks import inference, l3
 from l3prune.training import Recipe, fit
+from l3prune.weights import fingerprint
 from l3prune.windows import WindowSource, batch_indices, cached_targets, open_windows
 
 
 def distill(
     student: keras.Model,
     teacher: keras.Model,
-    train_dir: str | os.PathLike[str],
-    validation_dir: str | os.PathLike[str],
+    train: WindowSource | str | os.PathLike[str],
+    validation: WindowSource | str | os.PathLike[str],
     output_dir: str | os.PathLike[str],
     *,
     recipe: Recipe | None = None,
     batch_size: int = 64,
+    validation_batch_size: int = 64,
     train_epoch_size: int | None = None,
     validation_epoch_size: int | None = None,
     hop_size: float = 0.5,
@@ -45,13 +45,13 @@ def distill(
     ----------
     student, teacher : keras.Model
         L3 networks with waveform input, the same front end and embedding.
-    train_dir, validation_dir : str or path-like
-        Folders of audio files or of AVC HDF5 shards; see `windows.open_windows`.
+    train, validation : WindowSource, str or path-like
+        Windows, or folders of audio files or of AVC HDF5 shards; see `windows.open_windows`.
     output_dir : str or path-like
         Checkpoints and history; see `training.fit`.
     recipe : Recipe or None
         None takes EdgeL3's.
-    batch_size : int
+    batch_size, validation_batch_size : int
         Windows a step.
     train_epoch_size, validation_epoch_size : int or None
         Batches an epoch; None takes every window once. A shorter validation takes windows evenly
@@ -92,6 +92,7 @@ def distill(
     recipe = recipe or Recipe()
     for name, size in (
         ("batch_size", batch_size),
+        ("validation_batch_size", validation_batch_size),
         ("train_epoch_size", train_epoch_size),
         ("validation_epoch_size", validation_epoch_size),
     ):
@@ -100,67 +101,46 @@ def distill(
     sample_rate = _check_pair(student, teacher)
     output_dir = Path(output_dir)
     cache_dir = output_dir / "cache" if cache_dir is None else Path(cache_dir)
-    key = fingerprint(teacher)
-    embed = embedder(teacher)
-    size = teacher.output_shape[1]
-    sides: list[tuple[WindowSource, np.ndarray]] = []
-    for folder in (train_dir, validation_dir):
-        source = open_windows(folder, sample_rate, cache_dir, hop_size=hop_size, quiet=quiet)
-        targets = cached_targets(
-            source, embed, key, size, cache_dir, batch_size=batch_size, quiet=quiet
+    sources = [
+        open_windows(side, sample_rate, cache_dir, hop_size=hop_size, quiet=quiet)
+        if isinstance(side, str | os.PathLike)
+        else side
+        for side in (train, validation)
+    ]
+    for source in sources:
+        if source.sample_rate != sample_rate:
+            raise ParameterError(
+                f"windows at {source.sample_rate} Hz given; the networks take {sample_rate} Hz"
+            )
+    train_source, validation_source = sources
+    train_targets, validation_targets = (
+        cached_targets(
+            source,
+            inference(teacher),
+            fingerprint(teacher),
+            teacher.output_shape[1],
+            cache_dir,
+            batch_size=validation_batch_size,
+            quiet=quiet,
         )
-        sides.append((source, targets))
-    (train, train_targets), (valid, valid_targets) = sides
+        for source in sources
+    )
 
     def batches(first_batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for indices in batch_indices(train, batch_size, recipe.seed, first_batch):
-            yield train.read(indices), train_targets[indices]
+        for indices in batch_indices(train_source, batch_size, recipe.seed, first_batch):
+            yield train_source.read(indices), train_targets[indices]
 
+    chosen = _evenly(len(validation_source), validation_batch_size, validation_epoch_size)
     return fit(
         student,
         batches,
-        _validation(valid, valid_targets, batch_size, validation_epoch_size),
-        train_epoch_size or -(-len(train) // batch_size),
+        _as_dataset(validation_source, validation_targets, chosen),
+        train_epoch_size or -(-len(train_source) // batch_size),
         output_dir,
         recipe,
         resume=resume,
         quiet=quiet,
     )
-
-
-def embedder(network: keras.Model) -> Callable[[np.ndarray], np.ndarray]:
-    """A network as a compiled function of batches in inference mode.
-
-    Returns
-    -------
-    embed : callable, (n, …) float32 -> (n, embedding_size) float32
-        Any n without a new compilation.
-
-    Examples
-    --------
-    >>> from l3prune.networks import create_network
-    >>> embedder(create_network("sea64"))(np.zeros((2, 1, 8000), np.float32)).shape
-    (2, 64)
-    """
-    signature = [tf.TensorSpec(network.input_shape, tf.float32)]
-    forward = tf.function(lambda batch: network(batch, training=False), input_signature=signature)
-    return lambda batch: forward(batch).numpy()
-
-
-def fingerprint(network: keras.Model) -> str:
-    """A checksum of what a network computes: its configuration and its weights.
-
-    Examples
-    --------
-    >>> from l3prune.networks import create_network
-    >>> len(fingerprint(create_network("sea64")))
-    16
-    """
-    config = network_config(network)
-    digest = hashlib.sha256(json.dumps([config.name, config.arguments]).encode())
-    for weight in network.weights:
-        digest.update(weight.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _check_pair(student: keras.Model, teacher: keras.Model) -> int:
@@ -186,19 +166,18 @@ def _check_pair(student: keras.Model, teacher: keras.Model) -> int:
     return l3.front_end(teacher).sample_rate
 
 
-def _validation(
-    source: WindowSource, targets: np.ndarray, batch_size: int, batches: int | None
+def _evenly(windows: int, batch_size: int, batches: int | None) -> list[np.ndarray]:
+    """Batches of window numbers, spread over all windows when these are too many."""
+    count = windows if batches is None else min(batches * batch_size, windows)
+    chosen = np.linspace(0, windows, count, endpoint=False).astype(np.int64)
+    return [chosen[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def _as_dataset(
+    source: WindowSource, targets: np.ndarray, batches: list[np.ndarray]
 ) -> tf.data.Dataset:
-    count = len(source) if batches is None else min(batches * batch_size, len(source))
-    chosen = np.linspace(0, len(source), count, endpoint=False).astype(np.int64)
-
-    def read() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for start in range(0, count, batch_size):
-            indices = chosen[start : start + batch_size]
-            yield source.read(indices), targets[indices]
-
     return tf.data.Dataset.from_generator(
-        read,
+        lambda: ((source.read(indices), targets[indices]) for indices in batches),
         output_signature=(
             tf.TensorSpec((None, 1, source.sample_rate), tf.float32),
             tf.TensorSpec((None, targets.shape[1]), tf.float32),

@@ -91,6 +91,30 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a folder for the block; when it raises, remove the folders made that are still empty.
+
+    Examples
+    --------
+    >>> parent = Path(tempfile.mkdtemp())
+    >>> with contextlib.suppress(L3PruneError), new_folder(parent / "a" / "b"):
+    ...     raise L3PruneError("bad input")
+    >>> list(parent.iterdir())
+    []
+    """
+    path = Path(path)
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield path
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
+        raise
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 

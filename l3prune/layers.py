@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -48,7 +50,7 @@ class MaskedConv2D(keras.layers.Conv2D):
 
     def build(self, input_shape):
         # Conv2D hands the constraint to the kernel here; it must not stay, to be serialised.
-        self.kernel_constraint = self._masked
+        self.kernel_constraint: Callable | None = self._masked
         super().build(input_shape)
         self.kernel_constraint = None
         self.mask = self.add_weight(
@@ -120,9 +122,7 @@ class LogMelSpectrogram(keras.layers.Layer):
         before, after = front_end.edge_padding
         audio = tf.pad(inputs[:, 0, :], ((0, 0), (before, after)))
         # float32 FFTs are wrong by up to 0.2 in the quietest bands of loud windows.
-        frames = tf.cast(
-            tf.signal.frame(audio, front_end.n_dft, front_end.hop_length), tf.float64
-        )
+        frames = tf.cast(tf.signal.frame(audio, front_end.n_dft, front_end.hop_length), tf.float64)
         bins = tf.signal.rfft(frames * front_end.analysis_window())
         power = tf.cast(tf.math.real(bins) ** 2 + tf.math.imag(bins) ** 2, tf.float32)
         if front_end.n_mels is not None:

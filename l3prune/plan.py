@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -97,7 +98,7 @@ class PruningPlan(Mapping[str, np.ndarray]):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the plan as .npz, one bit a mask element, atomically."""
-        arrays = {}
+        arrays: dict[str, Any] = {}
         for layer, mask in self.items():
             arrays[f"{layer}.bits"] = np.packbits(mask)
             arrays[f"{layer}.shape"] = np.array(mask.shape, np.int64)

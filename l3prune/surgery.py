@@ -59,7 +59,9 @@ def apply_masks(network: keras.Model, plan: PruningPlan) -> keras.Model:
     copy = _copy(network, masked)
     for layer in convolutions(copy):
         if layer.name in plan:
-            layer.set_mask(layer.mask.numpy() & plan[layer.name])
+            before = layer.mask.numpy()
+            layer.set_mask(plan[layer.name])
+            layer.set_mask(layer.mask.numpy() & before)
     return copy
 
 

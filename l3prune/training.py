@@ -27,6 +27,9 @@ LATEST = "model_latest.h5"
 BEST = "model_best_valid_loss.h5"
 HISTORY = "history.csv"
 
+#: Enough for the means and variances that BatchNorm needs; more would only cost time.
+_CALIBRATION_BATCHES = 64
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -42,10 +45,18 @@ class Recipe:
         Epochs without a validation loss lower by `min_delta` before the run ends.
     min_delta : float
         In units of the loss.
+    schedule : {"plateau", "cosine"}
+        Of the learning rate: multiplied by `plateau_factor` after `plateau_patience` epochs
+        without a better validation loss; or half a cosine from the start to the last of `epochs`,
+        which gets more out of a fixed small number of epochs.
     plateau_patience, plateau_factor : int, float
-        After so many epochs without a better validation loss the learning rate is multiplied.
     checkpoint_interval : int
         Epochs between numbered checkpoints; 0 for none.
+    batch_norm : {"train", "freeze"}
+        "train" normalises by each batch and trains scale and shift, as EdgeL3. "freeze" first
+        measures the statistics of the pruned network on training data, then trains the weights
+        with BatchNorm as inference has it: what is trained is what is deployed, which wants far
+        fewer steps.
     seed : int
 
     Raises
@@ -63,9 +74,11 @@ class Recipe:
     learning_rate: float = 1e-5
     early_stopping_patience: int = 10
     min_delta: float = 1e-4
+    schedule: str = "plateau"
     plateau_patience: int = 5
     plateau_factor: float = 0.1
     checkpoint_interval: int = 10
+    batch_norm: str = "train"
     seed: int = 20180216
 
     def __post_init__(self):
@@ -78,12 +91,16 @@ class Recipe:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
+        if self.schedule not in ("plateau", "cosine"):
+            raise ParameterError(f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine'")
         if not 0 < self.learning_rate < math.inf:
             raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
         if not 0 <= self.min_delta < math.inf:
             raise ParameterError(f"min_delta={self.min_delta} is not a number ≥ 0")
         if not 0 < self.plateau_factor < 1:
             raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
+        if self.batch_norm not in ("train", "freeze"):
+            raise ParameterError(f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze'")
 
 
 def fit(
@@ -149,16 +166,27 @@ def fit(
     """
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
+    if recipe.batch_norm == "freeze":
+        if not resume:
+            measure_batch_norm(network, batches(0), min(steps_per_epoch, _CALIBRATION_BATCHES))
+        _set_batch_norm_trainable(network, False)
     optimizer = keras.optimizers.Adam(recipe.learning_rate)
     network.compile(optimizer, loss=loss, metrics=list(metrics))
     history = _restore(network, optimizer, output_dir) if resume else []
     stopper = keras.callbacks.EarlyStopping(
         "val_loss", min_delta=recipe.min_delta, patience=recipe.early_stopping_patience
     )
-    plateau = keras.callbacks.ReduceLROnPlateau(
-        "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
-    )
-    replay = _Replay([stopper, plateau], list(history), recipe.learning_rate)
+    if recipe.schedule == "cosine":
+        schedule = keras.callbacks.LearningRateScheduler(
+            lambda epoch: (
+                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
+            )
+        )
+    else:
+        schedule = keras.callbacks.ReduceLROnPlateau(
+            "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+        )
+    replay = _Replay([stopper, schedule], list(history), recipe.learning_rate)
     first = len(history)
     if first < recipe.epochs and not replay.ends_stopped(network):
         with _stream(network, batches(first * steps_per_epoch)) as data:
@@ -170,16 +198,62 @@ def fit(
                 validation_data=validation,
                 callbacks=[
                     stopper,
-                    plateau,
+                    schedule,
                     replay,
-                    # After the plateau, so that the checkpoint has the next epoch's learning rate.
+                    # After the schedule, so that the checkpoint has the next epoch's learning rate.
                     _Keeper(output_dir, history, recipe.checkpoint_interval),
                     keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
                 ],
                 verbose=0 if quiet else 1,
             )
-    network.set_weights(load_network(output_dir / BEST).get_weights())
+    _set_batch_norm_trainable(network, True)
+    _take_weights(network, load_network(output_dir / BEST))
     return history
+
+
+def measure_batch_norm(
+    network: keras.Model, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int
+) -> None:
+    """Set the BatchNorm statistics of a network to the means over some batches, in place.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64", input="log_mel", filters=[1] * 8)
+    >>> x = np.full((2, 64, 50, 1), -3, np.float32)
+    >>> measure_batch_norm(network, iter([(x, None)]), 1)
+    >>> network.get_layer("batch_normalization_1").moving_mean.numpy()
+    array([-3.], dtype=float32)
+    """
+    layers = _batch_norms(network)
+    momenta = [layer.momentum for layer in layers]
+    for number in range(count):
+        inputs, _ = next(batches)
+        for layer in layers:
+            layer.momentum = number / (number + 1)  # so that every batch counts alike
+        network(inputs, training=True)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [
+        layer
+        for layer in network.layers
+        if isinstance(layer, keras.layers.BatchNormalization)
+    ]
+
+
+def _set_batch_norm_trainable(network: keras.Model, trainable: bool) -> None:
+    # Keras: a BatchNorm that is not trainable runs in inference mode during training.
+    for layer in _batch_norms(network):
+        layer.trainable = trainable
+
+
+def _take_weights(network: keras.Model, source: keras.Model) -> None:
+    """Copy weights by layer: Keras's own order depends on what is trainable at the moment."""
+    for target, layer in zip(network.layers, source.layers, strict=True):
+        target.set_weights(layer.get_weights())
 
 
 @contextlib.contextmanager
@@ -285,14 +359,16 @@ def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str
     state = read_attachment(output_dir / LATEST)
     if "history" not in state:
         raise L3PruneError(f"{output_dir / LATEST} holds weights only, not the state of a run")
-    if [tuple(weight.shape) for weight in latest.weights] != [
-        tuple(weight.shape) for weight in network.weights
-    ]:
+    shapes = [
+        [tuple(weight.shape) for layer in net.layers for weight in layer.weights]
+        for net in (network, latest)
+    ]
+    if shapes[0] != shapes[1]:
         raise L3PruneError(
             f"the run in {output_dir} trained another network than the one given: continue it with "
             "the same weights, sparsities and model type"
         )
-    network.set_weights(latest.get_weights())
+    _take_weights(network, latest)
     optimizer.build(network.trainable_variables)
     for number, variable in enumerate(optimizer.variables):
         variable.assign(state[f"optimizer-{number:04d}"])

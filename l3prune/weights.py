@@ -214,6 +214,21 @@ def read_attachment(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return {name: _read(group, name, path) for name in group}
 
 
+def fingerprint(network: keras.Model) -> str:
+    """A checksum of what a network computes: its configuration and its weights.
+
+    Examples
+    --------
+    >>> len(fingerprint(create_network("sea64")))
+    16
+    """
+    config = network_config(network)
+    digest = hashlib.sha256(json.dumps([config.name, config.arguments]).encode())
+    for weight in network.weights:
+        digest.update(weight.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def _open(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     path = Path(path)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from l3prune.audio import find_audio, frame_audio, load_audio, to_mono
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, make_folder, write_json
+from l3prune.files import atomic_write, make_folder, new_folder
 
 
 class WindowSource(Protocol):
@@ -87,9 +87,7 @@ def open_windows(
     l3prune.errors.L3PruneError: no such folder: /nowhere
     """
     audio = find_audio(data_dir)
-    shards = sorted(
-        path for path in Path(data_dir).rglob("*.h5") if not path.name.startswith(".")
-    )
+    shards = sorted(path for path in Path(data_dir).rglob("*.h5") if not path.name.startswith("."))
     if audio and shards:
         raise L3PruneError(
             f"{data_dir} holds both audio files ({audio[0].name}, …) and HDF5 shards "
@@ -128,7 +126,8 @@ class AudioFiles:
         self.fingerprint = _fingerprint(paths, sample_rate=sample_rate, hop_size=hop_size)
         folder = Path(cache_dir) / f"audio-{self.fingerprint}"
         if not (folder / "windows.npy").is_file():
-            _decode(paths, sample_rate, hop_size, make_folder(folder), quiet)
+            with new_folder(folder):
+                _decode(paths, sample_rate, hop_size, folder, quiet)
         self._audio = np.load(folder / "audio.npy", mmap_mode="r", allow_pickle=False)
         self._starts = np.load(folder / "windows.npy", allow_pickle=False)
 
@@ -266,9 +265,7 @@ class Shards:
 
 
 def _fingerprint(paths: list[Path], **settings: float) -> str:
-    files = [
-        (str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths
-    ]
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()[:16]
 
 
@@ -354,7 +351,6 @@ def cached_targets(
             os.replace(partial, path)
         except OSError as error:
             raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
-        write_json(path.with_suffix(".json"), {"windows": len(source), "size": size, "key": key})
     return np.memmap(path, np.float32, "r", shape=(len(source), size))
 
 

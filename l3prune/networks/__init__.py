@@ -6,9 +6,12 @@ import importlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from l3prune.errors import ParameterError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 
@@ -113,3 +116,30 @@ def network_config(built) -> NetworkConfig:
             "load_network; use one of these"
         )
     return config
+
+
+def inference(built) -> Callable[[np.ndarray], np.ndarray]:
+    """A network as a compiled function of batches, in inference mode.
+
+    It is compiled once a network, follows later changes of the weights, and takes batches of any
+    size.
+
+    Returns
+    -------
+    infer : callable, (n, …) float32 -> (n, …) float32
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> inference(create_network("sea64"))(np.zeros((2, 1, 8000), np.float32)).shape
+    (2, 64)
+    """
+    if not hasattr(built, "l3prune_forward"):
+        import tensorflow as tf
+
+        built.l3prune_forward = tf.function(
+            lambda batch: built(batch, training=False),
+            input_signature=[tf.TensorSpec(built.input_shape, tf.float32)],
+        )
+    forward = built.l3prune_forward
+    return lambda batch: forward(batch).numpy()

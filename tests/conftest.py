@@ -1,0 +1,83 @@
+"""Fixtures: the published network and recordings, tiny networks, generated sound."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+
+def pytest_collection_modifyitems(items):
+    """Tests marked `shared` need the folder that L3PRUNE_SHARED names."""
+    if os.environ.get("L3PRUNE_SHARED"):
+        return
+    skip = pytest.mark.skip(reason="L3PRUNE_SHARED is not set")
+    for item in items:
+        if "shared" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the published SEA-64 network, ESC-10 and reference values."""
+    return Path(os.environ["L3PRUNE_SHARED"])
+
+
+@pytest.fixture(scope="session")
+def reference(shared):
+    """Windows, log-mels and embeddings that the published network's own stack computed."""
+    with np.load(shared / "reference" / "sea64_esc10.npz", allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+@pytest.fixture(scope="session")
+def sea64(shared):
+    """The published network. Read-only: tests that train take a copy by surgery."""
+    from l3prune.weights import load_network
+
+    return load_network(shared / "models" / "edgel3_sea_ust_audio_emb_64.h5.gz")
+
+
+@pytest.fixture
+def tiny():
+    """A SEA network of four filters a layer, with weights and statistics that are not trivial."""
+    from l3prune.networks import create_network
+
+    network = create_network("sea64", filters=[4] * 8)
+    rng = np.random.default_rng(5)
+    for weight in network.weights:
+        if "moving_variance" in weight.name:
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        else:
+            weight.assign(weight + rng.normal(0, 0.1, weight.shape))
+    network.get_layer("batch_normalization_1").moving_mean.assign([-30.0])
+    network.get_layer("batch_normalization_1").moving_variance.assign([200.0])
+    return network
+
+
+def chirp(seconds: float, sample_rate: int, low: float = 100.0, high: float = 3000.0):
+    """A linear sweep, (samples,) float32."""
+    time = np.arange(int(seconds * sample_rate)) / sample_rate
+    phase = 2 * np.pi * (low * time + (high - low) * time**2 / (2 * max(seconds, 1e-9)))
+    return (0.5 * np.sin(phase)).astype(np.float32)
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder of four different recordings at 8 kHz, 2 s each."""
+    folder = tmp_path / "sounds"
+    (folder / "deep").mkdir(parents=True)
+    rng = np.random.default_rng(7)
+    noise = rng.uniform(-0.5, 0.5, 16000).astype(np.float32)
+    bursts = noise * (np.arange(16000) % 2000 < 300)
+    for name, audio in {
+        "chirp.wav": chirp(2, 8000),
+        "noise.flac": noise,
+        "bursts.ogg": bursts,
+        "deep/low.wav": chirp(2, 8000, 50, 400),
+    }.items():
+        soundfile.write(folder / name, audio, 8000)
+    return folder

@@ -1,0 +1,193 @@
+"""Corpora: every registered one yields its official folds; csv files that are wrong say so."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from l3prune.audio import load_audio
+from l3prune.datasets import Dataset, list_datasets, load_dataset
+from l3prune.errors import L3PruneError, ParameterError
+
+
+def write_sound(path: Path, samples: int = 800) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.zeros(samples, np.float32), 8000)
+
+
+def make_us8k(root: Path) -> Path:
+    """Three clips in folds 10, 1 and 2 of classes 3, 9 and 3; one converted to flac."""
+    write_sound(root / "audio/fold10/7061-6-0-0.wav")
+    write_sound(root / "audio/fold1/101415-3-0-2.flac")
+    write_sound(root / "audio/fold2/102106-3-0-0.WAV")
+    (root / "metadata").mkdir()
+    (root / "metadata/UrbanSound8K.csv").write_text(
+        "slice_file_name,fsID,start,end,salience,fold,classID,class\n"
+        "7061-6-0-0.wav,7061,0.0,4.0,1,10,6,gun_shot\n"
+        "101415-3-0-2.wav,101415,1.0,5.0,1,1,3,dog_bark\n"
+        "102106-3-0-0.wav,102106,0.0,0.5,2,2,3,dog_bark\n"
+    )
+    return root
+
+
+def make_esc50(root: Path) -> Path:
+    """Three clips in folds 5, 1 and 1 of classes 0, 41 and 10; the csv says wav, two are ogg."""
+    write_sound(root / "audio/5-100032-A-0.wav")
+    write_sound(root / "audio/1-116765-A-41.ogg")
+    write_sound(root / "audio/1-17367-A-10.ogg")
+    (root / "meta").mkdir()
+    (root / "meta/esc50.csv").write_text(
+        "filename,fold,target,category,esc10,src_file,take\n"
+        "5-100032-A-0.wav,5,0,dog,True,100032,A\n"
+        "1-116765-A-41.wav,1,41,chainsaw,True,116765,A\n"
+        "1-17367-A-10.wav,1,10,rain,True,17367,A\n"
+    )
+    return root
+
+
+# A miniature tree of three clips, and (fold, stem, label) of each, in the order of the dataset.
+MINIATURES = {
+    "us8k": (
+        make_us8k,
+        [
+            (1, "101415-3-0-2", "dog_bark"),
+            (2, "102106-3-0-0", "dog_bark"),
+            (10, "7061-6-0-0", "gun_shot"),
+        ],
+    ),
+    "esc50": (
+        make_esc50,
+        [
+            (1, "1-116765-A-41", "chainsaw"),
+            (1, "1-17367-A-10", "rain"),
+            (5, "5-100032-A-0", "dog"),
+        ],
+    ),
+}
+
+
+def test_every_corpus_has_a_miniature():
+    assert sorted(MINIATURES) == list_datasets()
+
+
+@pytest.mark.parametrize("name", sorted(MINIATURES))
+def test_miniature_yields_its_official_folds(name, tmp_path):
+    make, expected = MINIATURES[name]
+    dataset = load_dataset(name, make(tmp_path))
+    assert isinstance(dataset, Dataset)
+    assert dataset.name == name
+    found = [(clip.fold, clip.path.stem, dataset.labels[clip.target]) for clip in dataset.clips]
+    assert found == expected
+    assert dataset.folds == tuple(sorted({fold for fold, _, _ in expected}))
+    # Contiguous: a network's output has one place per label.
+    assert {clip.target for clip in dataset.clips} == set(range(len(dataset.labels)))
+    for clip in dataset.clips:
+        load_audio(clip.path)
+
+
+@pytest.mark.parametrize("name", sorted(MINIATURES))
+def test_missing_folder_is_named(name, tmp_path):
+    with pytest.raises(L3PruneError, match=f"no such folder: {tmp_path / 'none'}"):
+        load_dataset(name, tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", sorted(MINIATURES))
+def test_missing_clip_is_named(name, tmp_path):
+    make, expected = MINIATURES[name]
+    make(tmp_path)
+    _, stem, _ = expected[1]
+    next(path for path in tmp_path.rglob("*") if path.stem == stem).unlink()
+    with pytest.raises(L3PruneError, match=rf"1 of 3 files .* are missing, the first is .*{stem}"):
+        load_dataset(name, tmp_path)
+
+
+def test_targets_follow_the_csvs_numbers_not_its_order(tmp_path):
+    assert load_dataset("esc50", make_esc50(tmp_path)).labels == ("dog", "rain", "chainsaw")
+
+
+def test_the_listed_ending_wins_over_another_copy(tmp_path):
+    make_esc50(tmp_path)
+    write_sound(tmp_path / "audio/5-100032-A-0.flac")
+    clip = load_dataset("esc50", tmp_path).clips[-1]
+    assert clip.path.name == "5-100032-A-0.wav"
+
+
+def test_byte_order_mark_and_padding_are_ignored(tmp_path):
+    path = make_esc50(tmp_path) / "meta/esc50.csv"
+    text = path.read_text().replace(",1,41,", ", 1 , 41 ,")
+    path.write_text("\ufeff" + text + "\n\n", encoding="utf-8")
+    assert len(load_dataset("esc50", tmp_path).clips) == 3
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("fold,", "gold,", "esc50.csv has no column fold; its first line must name filename, fold"),
+        (",5,0,dog", ",five,0,dog", "line 2: fold 'five' is not an integer"),
+        (",5,0,dog", ",1.5,0,dog", "line 2: fold '1.5' is not an integer"),
+        (",5,0,dog", ",6,0,dog", "line 2: fold 6 is not in 1 … 5, the folds of esc50"),
+        (",5,0,dog", ",0,0,dog", "line 2: fold 0 is not in 1 … 5"),
+        (",5,0,dog", ",5,x,dog", "line 2: target 'x' is not an integer"),
+        (",5,0,dog,True,100032,A", ",5,0", "line 2 has no category"),
+        ("rain", "", "line 4 has no category"),
+        (",1,41,", ",1,10,", "line 4: target 10 is 'rain' here and 'chainsaw' above"),
+        ("rain", "dog", "gives one name in column category to several target"),
+        ("1-17367-A-10.wav", "5-100032-A-0.ogg", "line 4: 5-100032-A-0.ogg is listed twice"),
+        ("1-17367-A-10", "../audio/1-17367-A-10", "1 of 3 files"),
+    ],
+)
+def test_wrong_csv_is_refused_in_one_line(old, new, message, tmp_path):
+    path = make_esc50(tmp_path) / "meta/esc50.csv"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(L3PruneError, match=message) as caught:
+        load_dataset("esc50", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_csv_without_rows_or_missing_or_binary(tmp_path):
+    path = make_esc50(tmp_path) / "meta/esc50.csv"
+    header = path.read_text().splitlines()[0]
+    path.write_text(header + "\n")
+    with pytest.raises(L3PruneError, match="lists no clips"):
+        load_dataset("esc50", tmp_path)
+    path.write_text("")
+    with pytest.raises(L3PruneError, match="has no column"):
+        load_dataset("esc50", tmp_path)
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(L3PruneError, match="cannot be read as csv"):
+        load_dataset("esc50", tmp_path)
+    path.unlink()
+    with pytest.raises(L3PruneError, match=r"esc50\.csv is missing; give the folder that holds"):
+        load_dataset("esc50", tmp_path)
+
+
+def test_us8k_looks_in_the_fold_of_the_csv(tmp_path):
+    make_us8k(tmp_path)
+    (tmp_path / "audio/fold3").mkdir()
+    (tmp_path / "audio/fold2/102106-3-0-0.WAV").rename(tmp_path / "audio/fold3/102106-3-0-0.WAV")
+    with pytest.raises(L3PruneError, match=r"the first is .*fold2/102106-3-0-0\.wav"):
+        load_dataset("us8k", tmp_path)
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(ParameterError, match=r"'us9k' is unknown; known: .*esc50"):
+        load_dataset("us9k", ".")
+
+
+@pytest.mark.shared
+@pytest.mark.skipif("L3PRUNE_SHARED" not in os.environ, reason="L3PRUNE_SHARED is not set")
+def test_real_esc10():
+    dataset = load_dataset("esc50", Path(os.environ["L3PRUNE_SHARED"]) / "data" / "esc10")
+    assert len(dataset.clips) == 320
+    assert dataset.folds == (1, 2, 3, 4)
+    assert dataset.labels[:3] == ("dog", "rooster", "rain")
+    assert len(dataset.labels) == 10
+    for fold in dataset.folds:
+        targets = [clip.target for clip in dataset.clips if clip.fold == fold]
+        np.testing.assert_array_equal(np.bincount(targets), [8] * 10)
+    # ESC-50's own name of a clip is fold-source-take-target.
+    assert all(int(clip.path.name.split("-")[0]) == clip.fold for clip in dataset.clips)
