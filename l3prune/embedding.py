@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 import os
 import warnings
 from pathlib import Path
@@ -49,11 +50,12 @@ def load_model(model: str | os.PathLike[str] | keras.Model) -> keras.Model:
     path = Path(model)
     if not path.is_file():
         raise L3PruneError(f"no such weight file: {path}")
-    return _loaded(path.resolve(), path.stat().st_mtime_ns)
+    state = path.stat()
+    return _loaded(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(path: Path, modified: int) -> keras.Model:
+def _loaded(path: Path, state: tuple[int, ...]) -> keras.Model:
     return load_network(path)
 
 
@@ -112,7 +114,11 @@ def get_embedding(
     """
     if not isinstance(center, bool | np.bool_):
         raise ParameterError(f"center={center!r} is neither True nor False")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    try:
+        batch = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        batch = 0
+    if batch < 1:
         raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
     network = load_model(model)
     front_end = l3.front_end(network)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -204,7 +205,8 @@ def fit(
                     _Keeper(output_dir, history, recipe.checkpoint_interval),
                     keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
                 ],
-                verbose=0 if quiet else 1,
+                # A bar on a terminal, a line an epoch in a job's log.
+                verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
             )
     _set_batch_norm_trainable(network, True)
     _take_weights(network, load_network(output_dir / BEST))

@@ -98,7 +98,7 @@ def save_network(
         "masked_layers": list(plan),
     }
     with atomic_write(path) as temporary:
-        with h5py.File(temporary, "w") as file:
+        with h5py.File(temporary, "w", libver="latest") as file:
             file.attrs["l3prune"] = json.dumps(description)
             _write_layers(file, network)
             for name, array in (attachment or {}).items():
@@ -132,10 +132,11 @@ def _write_layers(file: h5py.File, network: keras.Model) -> None:
         names = [f"{layer.name}/{surgery.short_name(weight)}:0" for weight in layer.weights]
         group.attrs["weight_names"] = [name.encode() for name in names]
         for name, weight in zip(names, layer.weights, strict=True):
-            # Zeros and masks pack well; every HDF5 reader unpacks gzip by itself.
-            group.create_dataset(
-                name, data=weight.numpy(), compression="gzip", compression_opts=4, shuffle=True
-            )
+            array = weight.numpy()
+            # Zeros and masks pack well, and every HDF5 reader unpacks gzip by itself; but a packed
+            # dataset takes 4 kB more for its index.
+            packed = {"compression": "gzip", "compression_opts": 9, "chunks": array.shape}
+            group.create_dataset(name, data=array, **(packed if array.nbytes > 8192 else {}))
 
 
 def load_network(path: str | os.PathLike[str], name: str | None = None, **arguments: Any):
@@ -244,11 +245,13 @@ def _open(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             source = io.BytesIO(content)
         with h5py.File(source, "r") as file:
             yield file
+    except L3PruneError:
+        raise
     except (OSError, EOFError, zlib.error) as error:
         raise L3PruneError(f"{path} is not an HDF5 weight file, or is damaged: {error}") from error
-    except (KeyError, RuntimeError, UnicodeDecodeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
         # h5py's answers to damaged metadata.
-        raise L3PruneError(f"{path} is damaged: {error}") from error
+        raise L3PruneError(f"{path} is damaged: {error!r}") from error
 
 
 def _description(file: h5py.File, path) -> dict[str, Any] | None:

@@ -158,7 +158,7 @@ def _decode(
     hop = int(hop_size * sample_rate)
     with atomic_write(folder / "samples.raw") as temporary:
         with temporary.open("wb") as file:
-            for path in tqdm(paths, "decoding", unit="file", disable=quiet):
+            for path in tqdm(paths, "decoding", unit="file", disable=quiet or None):
                 audio, rate = load_audio(path)
                 try:
                     mono = to_mono(audio, rate, sample_rate)
@@ -203,6 +203,8 @@ class Shards:
         self._paths = paths
         self._ends = np.cumsum([self._count(path) for path in paths])
         self._open: dict[int, np.ndarray] = {}
+        if not len(self):
+            raise L3PruneError(f"{paths[0].parent} holds no windows: every shard is empty")
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -332,7 +334,7 @@ def cached_targets(
                     initial=done,
                     desc="teacher",
                     unit="window",
-                    disable=quiet,
+                    disable=quiet or None,  # None: no bar where standard error is a file
                 ) as progress,
             ):
                 # A kill may have left part of a row.

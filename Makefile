@@ -1,0 +1,27 @@
+# Each target makes what it needs, the virtual environment included.
+PYTHON ?= python3
+VENV ?= .venv
+DEMO ?= demo
+
+.PHONY: demo test check test-slow
+
+demo: $(VENV)/installed
+	$(VENV)/bin/python experiments/demo.py $(DEMO)
+
+test: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -m slow
+
+check: $(VENV)/installed
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+
+# Last of all the marker, so that an interrupted installation is begun again.
+$(VENV)/installed: requirements.txt setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@

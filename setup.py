@@ -1,0 +1,37 @@
+"""Installation of l3prune; see README.md."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "l3prune/__init__.py").read_text()).group(1)
+
+setup(
+    name="l3prune",
+    version=VERSION,
+    description="Prunes audio embedding networks, retrains them with their zeros intact, "
+    "and measures what it did",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_packages(include=["l3prune", "l3prune.*", "classifier", "classifier.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "tensorflow>=2.21",  # networks and training
+        "tf_keras>=2.21",  # Keras 2: what tfmot and MultiWorkerMirroredStrategy work with
+        "tensorflow-model-optimization>=0.8.1",  # pruning schedules, quantisation, clustering
+        "librosa>=0.10",  # mel filterbanks
+        "numpy>=1.24",
+        "pandas>=2.0",  # tables
+        "scikit-learn>=1.3",  # scaler of the classifier
+        "h5py>=3.8",  # weight files, read without running what they hold
+        "soundfile>=0.12",  # decodes wav, flac, ogg and mp3
+        "soxr>=0.3",  # resampling
+        "matplotlib>=3.7",  # figures of reports
+        "tqdm>=4.60",  # progress bars
+        "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
+    ],
+    extras_require={"test": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]},
+)
