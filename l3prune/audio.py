@@ -14,6 +14,9 @@ from l3prune.errors import L3PruneError, ParameterError
 #: Endings that a folder is searched for; what libsndfile can decode.
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus")
 
+#: Allowed in Hz. Resampling from outside it would take more memory than there is.
+SAMPLE_RATES = (100, 10_000_000)
+
 #: Smallest amplitude before the logarithm, and the range in dB below the loudest bin that is kept.
 AMPLITUDE_FLOOR = 1e-10
 DYNAMIC_RANGE_DB = 80.0
@@ -231,7 +234,7 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
     Raises
     ------
     ParameterError
-        No samples, more than two dimensions, NaN or infinity, or a rate that is not positive.
+        No samples, more than two dimensions, NaN or infinity, or a rate outside `SAMPLE_RATES`.
 
     Examples
     --------
@@ -250,9 +253,11 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
     if (
         isinstance(sample_rate, bool)
         or not isinstance(sample_rate, (int, float, np.number))
-        or not 0 < sample_rate < np.inf
+        or not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]
     ):
-        raise ParameterError(f"sample rate {sample_rate!r} is not a positive number of Hz")
+        raise ParameterError(
+            f"sample rate {sample_rate!r} is not in {SAMPLE_RATES[0]} … {SAMPLE_RATES[1]} Hz"
+        )
     mono = audio.astype(np.float32).reshape(len(audio), -1).mean(axis=1)
     if not np.isfinite(mono).all():
         raise ParameterError("audio has NaN or infinite samples; repair or leave out the recording")

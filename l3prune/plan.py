@@ -246,7 +246,9 @@ def _scores(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.
 def _threshold(scores: np.ndarray, fraction: float) -> np.floating:
     if fraction == 0:
         return scores.dtype.type(-np.inf)
-    return np.quantile(scores, fraction, method="nearest")
+    # Not np.quantile: for float32 scores NumPy before 2.3 computes the rank in float32.
+    rank = round((scores.size - 1) * fraction)
+    return np.partition(scores, rank, axis=None)[rank]
 
 
 def _fraction(sparsity: float) -> float:

@@ -176,9 +176,10 @@ def test_channels_are_averaged():
         (np.ones((2, 2, 2)), 8000, "3 dimensions"),
         (np.ones(4, np.int16), 8000, "divide int16 samples by 32768"),
         (np.array([0.0, np.nan]), 8000, "NaN or infinite"),
-        (np.ones(4), 0, "sample rate 0 is not a positive"),
-        (np.ones(4), "8000", "sample rate '8000' is not a positive"),
-        (np.ones(4), float("nan"), "sample rate nan is not a positive"),
+        (np.ones(4), 0, "sample rate 0 is not in 100"),
+        (np.ones(4), 1e-3, "sample rate 0.001 is not in 100"),
+        (np.ones(4), "8000", "sample rate '8000' is not in 100"),
+        (np.ones(4), float("nan"), "sample rate nan is not in 100"),
     ],
 )
 def test_bad_audio(audio, rate, message):
