@@ -30,6 +30,7 @@ setup(
         "soundfile>=0.12",  # decodes wav, flac, ogg and mp3
         "soxr>=0.3",  # resampling
         "matplotlib>=3.7",  # figures of reports
+        "filelock>=3.12",  # jobs that share a cache wait for each other
         "tqdm>=4.60",  # progress bars
         "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
     ],

@@ -53,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     variants: dict[str, Callable[[], object]] = {
         "plain Conv2D, cached targets": lambda: plain.train_on_batch(windows, cached),
         "MaskedConv2D, cached targets": lambda: masked.train_on_batch(windows, cached),
-        "MaskedConv2D, teacher in the loop": lambda: masked.train_on_batch(
-            windows, infer(windows)
-        ),
+        "MaskedConv2D, teacher in the loop": lambda: masked.train_on_batch(windows, infer(windows)),
     }
     times: dict[str, list[float]] = {name: [] for name in variants}
     for number in range(args.rounds + 1):

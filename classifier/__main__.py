@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from classifier.mlp import Recipe
 from classifier.train import cross_validate, train_fold
 from l3prune.datasets import load_dataset
 from l3prune.errors import command
+from l3prune.quiet import load_tensorflow
 
 
 @command
@@ -24,13 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     2
     """
     arguments = _parser().parse_args(argv)
-    # TensorFlow reads it when it is first imported; its start-up notices hide our own lines.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     arguments.run(arguments)
 
 
 def _features(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(arguments.dataset, arguments.data_dir)
+    load_tensorflow()
     written = extract_features(
         dataset,
         arguments.model,
@@ -46,6 +45,7 @@ def _features(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     recipe = _recipe(arguments)
     features = read_features(arguments.features_dir)
+    load_tensorflow()
     result = train_fold(
         features,
         arguments.fold,
@@ -65,6 +65,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _cv(arguments: argparse.Namespace) -> None:
     recipe = _recipe(arguments)
     features = read_features(arguments.features_dir)
+    load_tensorflow()
     results = cross_validate(
         features,
         arguments.output_dir,

@@ -131,7 +131,9 @@ def draw(report: dict[str, dict], path: Path) -> None:
     ):
         values = [scale * row[column] for row in report.values()]
         bars = axes.bar(list(report), values, color=colours)
-        axes.bar_label(bars, [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values])
+        axes.bar_label(
+            bars, [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in values]
+        )
         axes.margins(y=0.15)
         axes.set_title(title, fontsize=10)
     with atomic_write(path) as temporary:

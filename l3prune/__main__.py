@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from l3prune.audio import find_audio
 from l3prune.errors import L3PruneError, ParameterError, command
+from l3prune.files import new_folder
+from l3prune.quiet import load_tensorflow
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,9 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not files:
         raise L3PruneError(f"no audio files (wav, flac, ogg, mp3) in {', '.join(args.inputs)}")
 
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import warnings
-
+    load_tensorflow()
     import numpy as np
     from tqdm import tqdm
 
@@ -71,15 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     outputs: dict[Path, Path] = {}
     for path in files:
-        output = output_path(path, args.output_dir, args.suffix)
-        if output in outputs and outputs[output] != path:
+        output = output_path(path, args.output_dir, args.suffix).absolute()
+        other = outputs.setdefault(output, path)
+        if other.resolve() != path.resolve():
             raise ParameterError(
-                f"{outputs[output]} and {path} would both be written to {output}; "
-                "give them different --output-dir, or leave it out"
+                f"{other} and {path} would both be written to {output}; embed them one by one, "
+                "with different --suffix or --output-dir"
             )
-        outputs[output] = path
-    if args.quiet:
-        warnings.simplefilter("ignore", L3PruneWarning)
     model = load_model(args.model)
     options = {
         "model": model,
@@ -90,16 +89,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         # Wrong options show here, once, and not as a reason to skip every file.
         warnings.simplefilter("ignore", L3PruneWarning)
-        get_embedding(np.zeros(8000), 8000, **options)
-    skipped = 0
-    for path in tqdm(list(outputs.values()), unit="file", disable=args.quiet):
-        try:
-            process_file(path, args.output_dir, args.suffix, **options)
-        except L3PruneError as error:
-            print(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
-            skipped += 1
-    if skipped == len(outputs):
-        return 2
+        get_embedding(np.zeros(1), 8000, **options)
+    folder = new_folder(args.output_dir) if args.output_dir else contextlib.nullcontext()
+    with folder:
+        skipped = 0
+        for path in tqdm(list(outputs.values()), unit="file", disable=args.quiet):
+            lines = []
+            try:
+                with warnings.catch_warnings(record=True) as caught:
+                    warnings.simplefilter("always", L3PruneWarning)
+                    process_file(path, args.output_dir, args.suffix, **options)
+                if not args.quiet:
+                    lines = [f"warning: {path}: {warning.message}" for warning in caught]
+            except L3PruneError as error:
+                lines = [f"skipped: {' '.join(str(error).split())}"]
+                skipped += 1
+            for line in lines:
+                tqdm.write(line, file=sys.stderr)
+        if skipped == len(outputs):
+            raise L3PruneError("every file was skipped; nothing was written")
     return 1 if skipped else 0
 
 

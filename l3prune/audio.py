@@ -258,7 +258,7 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
         raise ParameterError(
             f"sample rate {sample_rate!r} is not in {SAMPLE_RATES[0]} … {SAMPLE_RATES[1]} Hz"
         )
-    mono = audio.astype(np.float32).reshape(len(audio), -1).mean(axis=1)
+    mono = audio.reshape(len(audio), -1).mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise ParameterError("audio has NaN or infinite samples; repair or leave out the recording")
     if sample_rate != target_rate:
@@ -316,7 +316,9 @@ def frame_audio(
         )
     before = sample_rate // 2 if center else 0
     length = len(audio) + before
-    after = sample_rate - length if length < sample_rate else -(length - sample_rate) % hop
+    # A hop beyond the window could put the last one behind the last sample.
+    windows = min(1 + -(-max(length - sample_rate, 0) // hop), -(-length // hop))
+    after = max((windows - 1) * hop + sample_rate - length, 0)
     if before or after:
         audio = np.pad(audio, (before, after))
-    return np.lib.stride_tricks.sliding_window_view(audio, sample_rate)[::hop]
+    return np.lib.stride_tricks.sliding_window_view(audio, sample_rate)[::hop][:windows]

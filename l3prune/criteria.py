@@ -19,6 +19,11 @@ class ConvWeights:
     ----------
     kernel : np.ndarray, (kh, kw, in_channels, filters) float32
     bias : np.ndarray, (filters,) float32, or None
+
+    Examples
+    --------
+    >>> ConvWeights(np.zeros((3, 3, 1, 8), np.float32)).bias is None
+    True
     """
 
     kernel: np.ndarray
@@ -31,7 +36,13 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(function: Criterion) -> Criterion:
-    """Register `function` under its name (a decorator)."""
+    """Register `function` under its name (a decorator).
+
+    Examples
+    --------
+    >>> criterion(magnitude) is get_criterion("magnitude")
+    True
+    """
     CRITERIA[function.__name__] = function
     return function
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.errors import ParameterError
@@ -83,10 +82,12 @@ def distill(
     >>> from l3prune.networks import create_network
     >>> folder = Path(tempfile.mkdtemp())
     >>> noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
-    >>> soundfile.write(folder / "noise.wav", noise, 8000)
+    >>> (folder / "sounds").mkdir()
+    >>> soundfile.write(folder / "sounds" / "noise.wav", noise, 8000)
     >>> teacher, student = (create_network("sea64", filters=[2] * 8) for _ in range(2))
     >>> recipe = Recipe(epochs=2, learning_rate=1e-3)
-    >>> len(distill(student, teacher, folder, folder, folder / "out", recipe=recipe, quiet=True))
+    >>> sides = [folder / "sounds"] * 2
+    >>> len(distill(student, teacher, *sides, folder / "out", recipe=recipe, quiet=True))
     2
     """
     recipe = recipe or Recipe()
@@ -131,10 +132,15 @@ def distill(
             yield train_source.read(indices), train_targets[indices]
 
     chosen = _evenly(len(validation_source), validation_batch_size, validation_epoch_size)
+
+    def validation_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for indices in chosen:
+            yield validation_source.read(indices), validation_targets[indices]
+
     return fit(
         student,
         batches,
-        _as_dataset(validation_source, validation_targets, chosen),
+        validation_batches,
         train_epoch_size or -(-len(train_source) // batch_size),
         output_dir,
         recipe,
@@ -171,15 +177,3 @@ def _evenly(windows: int, batch_size: int, batches: int | None) -> list[np.ndarr
     count = windows if batches is None else min(batches * batch_size, windows)
     chosen = np.linspace(0, windows, count, endpoint=False).astype(np.int64)
     return [chosen[start : start + batch_size] for start in range(0, count, batch_size)]
-
-
-def _as_dataset(
-    source: WindowSource, targets: np.ndarray, batches: list[np.ndarray]
-) -> tf.data.Dataset:
-    return tf.data.Dataset.from_generator(
-        lambda: ((source.read(indices), targets[indices]) for indices in batches),
-        output_signature=(
-            tf.TensorSpec((None, 1, source.sample_rate), tf.float32),
-            tf.TensorSpec((None, targets.shape[1]), tf.float32),
-        ),
-    ).prefetch(2)

@@ -19,7 +19,12 @@ from l3prune.weights import load_network
 
 
 class L3PruneWarning(UserWarning):
-    """Audio that has an embedding, but perhaps not a meaningful one."""
+    """Audio that has an embedding, but perhaps not a meaningful one.
+
+    Examples
+    --------
+    >>> warnings.simplefilter("ignore", L3PruneWarning)  # for a corpus that is known to have some
+    """
 
 
 def load_model(model: str | os.PathLike[str] | keras.Model) -> keras.Model:
@@ -115,10 +120,10 @@ def get_embedding(
     if not isinstance(center, bool | np.bool_):
         raise ParameterError(f"center={center!r} is neither True nor False")
     try:
-        batch = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
     except TypeError:
-        batch = 0
-    if batch < 1:
+        size = 0
+    if size < 1:
         raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
     network = load_model(model)
     front_end = l3.front_end(network)
@@ -136,10 +141,10 @@ def get_embedding(
     infer = inference(network)
     takes_waveform = len(network.input_shape) == 3
     embedding = np.empty((len(windows), network.output_shape[1]), np.float32)
-    for start in range(0, len(windows), batch_size):
-        batch = windows[start : start + batch_size]
+    for start in range(0, len(windows), size):
+        batch = windows[start : start + size]
         batch = batch[:, np.newaxis] if takes_waveform else log_spectrogram(batch, front_end)
-        embedding[start : start + batch_size] = infer(batch)
+        embedding[start : start + size] = infer(batch)
     return embedding, np.arange(len(windows)) * float(hop_size)
 
 
@@ -206,11 +211,18 @@ def output_path(
 ) -> Path:
     """Where `process_file` puts the embedding of an audio file.
 
+    Raises
+    ------
+    ParameterError
+        The suffix would name another folder.
+
     Examples
     --------
     >>> output_path("/a/b/audio.wav", "/out", "embedding").as_posix()
     '/out/audio_embedding.npz'
     """
     path = Path(path)
+    if suffix and (os.sep in suffix or "/" in suffix):
+        raise ParameterError(f"suffix={suffix!r} has a {os.sep!r}; name folders with output_dir")
     folder = path.parent if output_dir is None else Path(output_dir)
     return folder / f"{path.stem}{f'_{suffix}' if suffix else ''}.npz"

@@ -49,7 +49,13 @@ class Report:
 
     def table(self) -> pd.DataFrame:
         """The rows, formatted for people."""
-        frame = pd.DataFrame.from_dict(dict(self.rows), orient="index").astype(object)
+        columns = dict.fromkeys(column for row in self.rows.values() for column in row)
+        frame = pd.DataFrame(
+            {
+                c: pd.Series([row.get(c) for row in self.rows.values()], dtype=object)
+                for c in columns
+            }
+        ).set_axis(list(self.rows))
         for column in frame:
             frame[column] = frame[column].map(_formatter(str(column)))
         return frame

@@ -19,8 +19,10 @@ class MaskedConv2D(keras.layers.Conv2D):
     The mask is a saved, non-trainable boolean weight with the kernel's shape, True = keep. It acts
     twice: the forward pass convolves with the masked kernel, so that no gradient and no reader of
     the output ever sees a pruned weight; and it is the kernel's constraint, which Keras optimizers
-    apply after each update, so that the stored kernel is zero under the mask whatever momentum,
-    weight decay or averaging wrote there. EdgeL3 recomputed the mask from a threshold in every
+    apply after each update, so that the stored kernel is zero under the mask whatever momentum or
+    weight decay wrote there. (An optimizer with `use_ema` replaces the kernel by its average when
+    `fit` ends, after the constraint: set the mask before the training, or once more after it.)
+    EdgeL3 recomputed the mask from a threshold in every
     step; here it is fixed until `set_mask` changes it.
 
     Parameters

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +117,10 @@ class PruningPlan(Mapping[str, np.ndarray]):
             The file is missing or is no plan.
         """
         try:
+            with zipfile.ZipFile(path) as archive:
+                # One bit a weight, and NumPy unpacks before anything can be checked.
+                if sum(member.file_size for member in archive.infolist()) > _MAX_MASK_SIZE // 8:
+                    raise ValueError("it unpacks to more than any network's masks")
             with np.load(Path(path), allow_pickle=False) as arrays:
                 masks = {}
                 for key in arrays.files:
@@ -124,12 +130,19 @@ class PruningPlan(Mapping[str, np.ndarray]):
                     shape = tuple(int(n) for n in arrays[f"{layer}.shape"])
                     size = int(np.prod(shape, dtype=object))
                     bits = arrays[key]
-                    if min(shape) < 1 or size > _MAX_MASK_SIZE or len(bits) != -(-size // 8):
+                    if (
+                        min(shape, default=0) < 1
+                        or size > _MAX_MASK_SIZE
+                        or len(bits) != -(-size // 8)
+                    ):
                         raise ValueError(f"the mask of {layer} does not fit its shape")
                     masks[layer] = np.unpackbits(bits, count=size).astype(bool).reshape(shape)
         except FileNotFoundError as error:
             raise L3PruneError(f"no such plan: {path}") from error
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (
+            *(OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError, RuntimeError),
+            *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+        ) as error:
             raise L3PruneError(f"{path} is not a pruning plan: {error}") from error
         if not masks:
             raise L3PruneError(f"{path} is not a pruning plan: it has no masks")
@@ -173,7 +186,7 @@ def plan_layerwise(
     scores = _scores(weights, criterion)
     each = (
         [_fraction(s) for s in sparsity]
-        if isinstance(sparsity, Sequence | np.ndarray)
+        if isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
         else [_fraction(sparsity)] * len(scores)
     )
     if len(each) != len(scores):
@@ -194,6 +207,7 @@ def plan_global(
 ) -> PruningPlan:
     """Prune all layers to one overall sparsity, with one threshold for all their scores.
 
+    Overall is the fraction of all weights; of all filters for a criterion that scores filters.
     The rule is `plan_layerwise`'s on all scores together; a layer that it would empty keeps its
     highest score.
 
@@ -236,6 +250,8 @@ def _below(value: np.floating) -> np.floating:
 
 def _scores(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.ndarray]:
     score = get_criterion(criterion)
+    if not weights:
+        raise ParameterError("there are no convolutions to prune")
     scores = {layer: score(layer_weights) for layer, layer_weights in weights.items()}
     for layer, values in scores.items():
         if not np.isfinite(values).all():

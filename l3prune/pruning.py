@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import os
+import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from l3prune.audio import find_audio, load_audio
 from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import make_folder, read_json, write_json
+from l3prune.files import new_folder, read_json, write_json
+from l3prune.quiet import load_tensorflow
+
+if TYPE_CHECKING:
+    from l3prune.windows import WindowSource
 
 #: EdgeL3's own default for its eight convolutions, in percent.
 DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
@@ -25,27 +30,40 @@ MODEL_TYPES = {
 
 #: Flags of EdgeL3 whose capability l3prune does not have yet.
 NOT_YET = {
-    "finetune": "fine-tuning on audio-visual correspondence; leave it out for distillation",
-    "filterwise": "filterwise pruning; use --layerwise",
-    "num_filters": "filterwise pruning; use --layerwise --sparsity",
-    "include_layers": "depth students; use --layerwise --sparsity",
-    "test_model": "evaluation on audio-visual correspondence; see report.json for the embedding",
+    "--finetune": "fine-tuning on audio-visual correspondence; leave it out for distillation",
+    "--filterwise": "filterwise pruning; use --layerwise",
+    "--num_filters": "filterwise pruning; use --layerwise --sparsity",
+    "--include_layers": "depth students; use --layerwise --sparsity",
+    "--test-model": "evaluation on audio-visual correspondence; see report.json for the embedding",
+}
+
+#: The pruned network before retraining, and the run's arguments, in a run's folder.
+PRUNED = "model_pruned.h5"
+CONFIG = "config.json"
+
+POSITIONALS = {
+    "weight_path": "weight file of the unpruned network (.h5, .h5.gz)",
+    "train_data_dir": "audio files, or AVC HDF5 shards, to retrain on",
+    "validation_data_dir": "the same, to choose the best epoch and report on",
+    "output_dir": "where results go",
 }
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
+    """The parser; positionals that a --config gives are `optional`."""
     parser = argparse.ArgumentParser(
         prog="python -m l3prune.pruning",
+        usage="%(prog)s [options] WEIGHT_PATH TRAIN_DATA_DIR VALIDATION_DATA_DIR OUTPUT_DIR",
+        # A later option must not change what an abbreviation in an old job script means.
+        allow_abbrev=False,
         description="Prune the convolutions of an L3 audio network by magnitude, retrain it by "
         "distillation from the unpruned network with the pruned weights held at zero, and report.",
         epilog="Results go to OUTPUT_DIR/embedding/pruning_kd/<subset>/<model type>/<run>/ "
         "(pruning without --retrain). Exit code: 0 done, 2 wrong input.",
     )
     add = parser.add_argument
-    add("weight_path", nargs="?", help="weight file of the unpruned network (.h5, .h5.gz)")
-    add("train_data_dir", nargs="?", help="audio files, or AVC HDF5 shards, to retrain on")
-    add("validation_data_dir", nargs="?", help="the same, to choose the best epoch and report on")
-    add("output_dir", nargs="?", help="where results go")
+    for name, text in POSITIONALS.items():
+        add(name, help=text, nargs="?" if name in optional else None)
     add("--config", metavar="FILE", help="JSON with any of these options; flags win over it")
 
     pruning = parser.add_argument_group("pruning")
@@ -116,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         ("--gpus",),
         ("-lp", "--log-path"),
     ):
-        old.add_argument(*flags, nargs="?", help=argparse.SUPPRESS)
+        old.add_argument(*flags, nargs="?", const="", help=argparse.SUPPRESS)
     for flags in (("-v", "--verbose"), ("-nl", "--no-logging"), ("-sav", "--save-model")):
         old.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
     old.description = (
@@ -138,50 +156,75 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-#: The pruned network before retraining, in a run's folder.
-PRUNED = "model_pruned.h5"
-
-POSITIONALS = ("weight_path", "train_data_dir", "validation_data_dir", "output_dir")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments from the command line, over those of --config, over the defaults."""
-    parser = _parser()
-    argv = list(sys.argv[1:] if argv is None else argv)
-    config_path = parser.parse_known_args(argv)[0].config
-    if config_path is not None:
-        config = read_json(config_path)
-        if isinstance(config, dict) and isinstance(config.get("arguments"), dict):
-            config = config["arguments"]  # a run's own config.json
-        if not isinstance(config, dict):
-            raise ParameterError(f"{config_path} is not a JSON object of options")
-        words: list[str] = []
-        known = {action.dest: action for action in parser._actions}
-        for key, value in config.items():
-            name = key.replace("-", "_")
-            if name not in known or name in ("help", "config"):
-                raise ParameterError(f"{config_path}: option {key!r} is unknown; see --help")
-            if name in POSITIONALS:
-                parser.set_defaults(**{name: str(value)})
-            elif isinstance(value, bool) or value is None:
-                words += [known[name].option_strings[-1]] if value else []
-            else:
-                values = value if isinstance(value, list) else [value]
-                words += [known[name].option_strings[-1], *map(str, values)]
-        # The flags come last and win; a list option must not swallow the positionals.
-        argv = [*words, "--config", str(config_path), *argv]
-    args = parser.parse_args(argv)
-    missing = [name for name in POSITIONALS if getattr(args, name) is None]
-    if missing:
-        raise ParameterError(f"{', '.join(missing)} missing; see --help")
-    return args
+    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    before.add_argument("--config")
+    path = before.parse_known_args(argv)[0].config
+    config = {} if path is None else _read_config(path)
+    parser = _parser([name for name in POSITIONALS if name in config])
+    if config:
+        # How much to prune is one choice: flags that make it set the file's aside.
+        given = _parser(POSITIONALS).parse_known_args(argv)[0]
+        if given.global_sparsity is not None:
+            config = {key: config[key] for key in config if key not in ("layerwise", "sparsity")}
+        elif given.layerwise or given.sparsity is not None:
+            config.pop("global_sparsity", None)
+        parser.set_defaults(**config)
+    return parser.parse_args(argv)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """The options in a --config file, by their names in the parsed arguments."""
+    content = read_json(path)
+    if isinstance(content, dict) and isinstance(content.get("arguments"), dict):
+        content = content["arguments"]  # a run's own config.json
+    if not isinstance(content, dict):
+        raise ParameterError(f"{path} is not a JSON object of options")
+    known: dict[str, argparse.Action] = {}
+    for action in _parser()._actions:
+        if action.dest not in ("help", "config"):
+            for name in (action.dest, *action.option_strings):
+                known[name.lstrip("-").replace("-", "_")] = action
+    options = {}
+    for key, value in content.items():
+        found = known.get(key.replace("-", "_"))
+        if found is None:
+            raise ParameterError(f"{path}: option {key!r} is unknown; see --help")
+        if value is not None:
+            options[found.dest] = _typed(found, value, f"{path}: {key}={value!r}")
+    return options
+
+
+def _typed(action: argparse.Action, value: Any, what: str) -> Any:
+    """A JSON value as its option's type; nothing is rounded or guessed."""
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ParameterError(f"{what} is not true or false")
+        return value
+    if action.nargs == "+":
+        values = value if isinstance(value, list) else [value]
+        if not values:
+            raise ParameterError(f"{what} has no values")
+        return [_typed_one(action.type, each, what) for each in values]
+    return _typed_one(action.type, value, what)
+
+
+def _typed_one(kind: Any, value: Any, what: str) -> Any:
+    if kind in (int, float):
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+            raise ParameterError(f"{what} is not a {'whole ' if kind is int else ''}number")
+        return kind(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ParameterError(f"{what} is not a text")
+    return str(value)
 
 
 def _check(args: argparse.Namespace) -> None:
     """Everything about the arguments that needs neither data nor TensorFlow."""
-    for name, what in NOT_YET.items():
-        if getattr(args, name):
-            raise ParameterError(f"--{name.replace('_', '-')} is not available yet: {what}")
+    for flag, what in NOT_YET.items():
+        if getattr(args, flag[2:].replace("-", "_")):
+            raise ParameterError(f"{flag} is not available yet: {what}")
     if args.global_sparsity is not None:
         if args.sparsity is not None:
             raise ParameterError("give --sparsity or --global-sparsity, not both")
@@ -194,6 +237,21 @@ def _check(args: argparse.Namespace) -> None:
     for percent in [*(args.sparsity or []), args.global_sparsity]:
         if percent is not None and not 0 <= percent < 100:
             raise ParameterError(f"sparsity {percent:g} is not in percent, from 0 to below 100")
+    for name in (
+        "train_epoch_size",
+        "validation_epoch_size",
+        "train_batch_size",
+        "validation_batch_size",
+    ):
+        size = getattr(args, name)
+        if size is not None and size < 1:
+            raise ParameterError(f"--{name.replace('_', '-')} {size} is not a positive number")
+    if args.continue_model_dir is not None and not args.retrain:
+        raise ParameterError("--continue-model-dir goes on with retraining: give --retrain too")
+    if args.run_name is not None and (
+        args.run_name in ("", ".", "..") or Path(args.run_name).name != args.run_name
+    ):
+        raise ParameterError(f"--run-name {args.run_name!r} is not the name of one folder")
     ignored = [
         f"--{name.replace('_', '-')}"
         for name in ("gsheet_id", "google_dev_app_name", "log_path", "gpus")
@@ -211,14 +269,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.pruning --help`."""
     args = _parse(argv)
     _check(args)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    load_tensorflow()
     from l3prune import graph, plan, surgery
     from l3prune.distillation import distill
     from l3prune.evaluation import Report, embedding_mse, measure, plot_history
     from l3prune.networks import l3
-    from l3prune.training import Recipe, environment
+    from l3prune.training import Recipe
     from l3prune.weights import load_network, save_network
-    from l3prune.windows import open_windows
 
     recipe = Recipe(
         epochs=args.num_epochs,
@@ -233,7 +290,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         seed=args.random_state,
     )
     model_type = MODEL_TYPES.get(args.model_type, args.model_type)
-    teacher = load_network(args.weight_path, model_type)
+    # The data are sound, whatever the network in the file was trained on.
+    teacher = load_network(args.weight_path, model_type, input="waveform")
     weights = graph.conv_weights(teacher)
     if args.global_sparsity is not None:
         masks = plan.plan_global(weights, args.global_sparsity / 100, args.criterion)
@@ -244,30 +302,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
     resumed = args.continue_model_dir is not None
-    if resumed:
-        run_dir = Path(args.continue_model_dir)
-        _check_continued(run_dir, masks)
-    train, validation = (
-        open_windows(
-            folder,
-            l3.front_end(teacher).sample_rate,
-            cache_dir,
-            hop_size=args.hop_size,
-            quiet=args.quiet,
-        )
-        for folder in (args.train_data_dir, args.validation_data_dir)
-    )
+    # What is wrong with the input shows in here, and then no folder stays behind.
+    with contextlib.ExitStack() as folders:
+        folders.enter_context(new_folder(cache_dir))
+        if resumed:
+            run_dir = Path(args.continue_model_dir)
+            _check_continued(run_dir, pruned)
+        else:
+            run_dir = folders.enter_context(_new_run_dir(args, teacher.name))
+        train, validation = _open_data(args, l3.front_end(teacher).sample_rate, cache_dir)
     if not resumed:
-        run_dir = _new_run_dir(args, teacher.name)
-        write_json(
-            run_dir / "config.json",
-            {
-                "command": ["python", "-m", "l3prune.pruning", *(argv or sys.argv[1:])],
-                "arguments": {name: value for name, value in vars(args).items() if value},
-                "versions": environment(),
-            },
-        )
         save_network(pruned, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
+    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv)
 
     report = Report()
     states = [("unpruned", teacher), ("pruned", pruned)]
@@ -298,44 +344,121 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(run_dir)
 
 
-def _check_continued(run_dir: Path, masks: Any) -> None:
-    from l3prune.plan import PruningPlan
-    from l3prune.training import HISTORY
+def _open_data(
+    args: argparse.Namespace, sample_rate: int, cache_dir: Path
+) -> tuple[WindowSource, WindowSource]:
+    """The windows to train and to validate on.
 
-    if not (run_dir / HISTORY).is_file():
-        raise L3PruneError(
-            f"{run_dir} has no {HISTORY}, so there is no run to continue there; "
-            "give the folder of a run that finished at least one epoch"
-        )
-    if PruningPlan.load((run_dir / PRUNED).with_suffix(".plan.npz")) != masks:
+    Files are decoded into the cache, which may take long; so first comes a look at the headers of
+    both sides' files, for which nothing is written.
+    """
+    from l3prune.windows import open_windows
+
+    folders = (args.train_data_dir, args.validation_data_dir)
+    for folder in folders:
+        audio = find_audio(folder)
+        if not audio or any(Path(folder).rglob("*.h5")):
+            # Shards, or an error: neither writes anything.
+            open_windows(folder, sample_rate, cache_dir, hop_size=args.hop_size, quiet=args.quiet)
+        for path in audio:
+            if not _has_audio_header(path):
+                load_audio(path)  # says what is wrong
+    train, validation = (
+        open_windows(folder, sample_rate, cache_dir, hop_size=args.hop_size, quiet=args.quiet)
+        for folder in folders
+    )
+    return train, validation
+
+
+def _has_audio_header(path: Path) -> bool:
+    import soundfile
+
+    try:
+        return soundfile.info(path).frames > 0
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
+        return False
+
+
+def _check_continued(run_dir: Path, pruned: Any) -> None:
+    from l3prune.training import BEST, HISTORY, LATEST
+    from l3prune.weights import fingerprint, load_network
+
+    for name in (HISTORY, LATEST, BEST, PRUNED):
+        if not (run_dir / name).is_file():
+            raise L3PruneError(
+                f"{run_dir} has no {name}, so there is no run to continue there; "
+                "give the folder of a run that finished at least one epoch"
+            )
+    # The same masks from other weights are another run too.
+    if fingerprint(load_network(run_dir / PRUNED)) != fingerprint(pruned):
         raise ParameterError(
             f"the run in {run_dir} was pruned otherwise; continue it with its own weights and "
-            f"sparsities (see {run_dir / 'config.json'})"
+            f"sparsities (see {run_dir / CONFIG})"
         )
 
 
-def _new_run_dir(args: argparse.Namespace, model_name: str) -> Path:
-    """A folder that no other run has, at EdgeL3's place below the output folder."""
+def _write_config(run_dir: Path, args: argparse.Namespace, argv: Sequence[str]) -> None:
+    """Write what the run was told; when it is continued otherwise, keep what it was told before."""
+    from l3prune.training import environment
+
+    arguments = {
+        name: value
+        for name, value in vars(args).items()
+        if value is not None
+        and value is not False
+        and name not in ("config", "continue_model_dir", "quiet")
+    }
+    config = {
+        "command": ["python", "-m", "l3prune.pruning", *argv],
+        "arguments": arguments,
+        "versions": environment(),
+    }
+    if (run_dir / CONFIG).is_file():
+        before = read_json(run_dir / CONFIG)
+        if before.get("arguments") == arguments:
+            return
+        config["earlier"] = [*before.pop("earlier", []), before]
+    write_json(run_dir / CONFIG, config)
+
+
+@contextlib.contextmanager
+def _new_run_dir(args: argparse.Namespace, model_name: str) -> Iterator[Path]:
+    """A folder that no other run has, at EdgeL3's place below the output folder.
+
+    It is removed when the block raises and has written nothing into it.
+    """
     subset = Path(args.train_data_dir).resolve().name.rsplit("_", 1)[0]
-    parent = make_folder(
+    parent = (
         Path(args.output_dir)
         / "embedding"
         / ("pruning_kd" if args.retrain else "pruning")
         / subset
         / (args.model_type or model_name)
     )
-    name = args.run_name or datetime.now().strftime("%Y%m%d%H%M%S")
+    with new_folder(parent):
+        run_dir = _make_free(parent, args.run_name)
+        try:
+            yield run_dir
+        except BaseException:
+            with contextlib.suppress(OSError):
+                run_dir.rmdir()
+            raise
+
+
+def _make_free(parent: Path, run_name: str | None) -> Path:
+    name = run_name or datetime.now().strftime("%Y%m%d%H%M%S")
     for attempt in range(1000):
         run_dir = parent / (f"{name}-{attempt}" if attempt else name)
         try:
             run_dir.mkdir()
-        except FileExistsError:
-            # Jobs of an array start in the same second.
-            if args.run_name:
+        except OSError as error:
+            if not isinstance(error, FileExistsError):
+                raise L3PruneError(f"cannot make the folder {run_dir}: {error.strerror}") from error
+            if run_name:
                 raise L3PruneError(
                     f"{run_dir} exists; give another --run-name, or --continue-model-dir"
                 ) from None
-            continue
+            continue  # jobs of an array start in the same second
         return run_dir
     raise L3PruneError(f"no free name for a run in {parent}")
 

@@ -14,7 +14,7 @@ def load_tensorflow() -> None:
     without a GPU an error when it first looks for one. It writes them to file descriptor 2, below
     Python, so the descriptor points to a file meanwhile; when the import fails, what was written
     is shown after all. Commands call this before they import a module that needs TensorFlow.
-    A user who has set TF_CPP_MIN_LOG_LEVEL wants to see for himself: then nothing is kept back.
+    To see everything, set TF_CPP_MIN_LOG_LEVEL to 0.
 
     Examples
     --------
@@ -22,9 +22,9 @@ def load_tensorflow() -> None:
     >>> "tensorflow" in sys.modules
     True
     """
-    if "tensorflow" in sys.modules or "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+    level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only, from here on
+    if level in ("0", "1") or "tensorflow" in sys.modules:
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"  # errors only, from here on
     try:
         stderr = os.dup(2)
     except OSError:  # a process without stderr

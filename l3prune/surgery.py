@@ -109,5 +109,12 @@ def _copy(network: keras.Model, clone_layer) -> keras.Model:
 
 
 def short_name(weight) -> str:
-    """A weight's name without its layer: kernel, bias, gamma, mask …"""
+    """A weight's name without its layer: kernel, bias, gamma, mask …
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> [short_name(weight) for weight in create_network("sea64").get_layer("conv_1").weights]
+    ['kernel', 'bias']
+    """
     return weight.name.split("/")[-1].split(":")[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import json
 import math
 import os
@@ -19,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import __version__
+from l3prune import __version__, graph
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, make_folder
 from l3prune.weights import load_network, read_attachment, save_network
@@ -92,8 +93,15 @@ class Recipe:
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
+        if self.seed >= 2**32:
+            raise ParameterError(f"seed={self.seed} is not below 2^32, as NumPy's seeds are")
         if self.schedule not in ("plateau", "cosine"):
             raise ParameterError(f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine'")
+        for name in ("learning_rate", "min_delta", "plateau_factor"):
+            if isinstance(getattr(self, name), bool) or not isinstance(
+                getattr(self, name), int | float | np.number
+            ):
+                raise ParameterError(f"{name}={getattr(self, name)!r} is not a number")
         if not 0 < self.learning_rate < math.inf:
             raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
         if not 0 <= self.min_delta < math.inf:
@@ -107,7 +115,7 @@ class Recipe:
 def fit(
     network: keras.Model,
     batches: Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]],
-    validation: tf.data.Dataset,
+    validation: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
     steps_per_epoch: int,
     output_dir: str | os.PathLike[str],
     recipe: Recipe,
@@ -130,7 +138,8 @@ def fit(
         As `create_network`, `load_network` or surgery gave it.
     batches : callable, first batch -> endless iterator of (inputs, targets)
         The stream from its `first batch`-th batch on.
-    validation : tf.data.Dataset of (inputs, targets) batches
+    validation : callable, () -> iterator of (inputs, targets)
+        The same batches each time.
     steps_per_epoch : int
         Batches.
     output_dir : str or path-like
@@ -159,10 +168,10 @@ def fit(
     >>> from l3prune.networks import create_network
     >>> network = create_network("sea64", input="log_mel", filters=[1] * 8)
     >>> x, y = np.zeros((2, 64, 50, 1), np.float32), np.ones((2, 1), np.float32)
-    >>> data = tf.data.Dataset.from_tensors((x, y))
     >>> folder = tempfile.mkdtemp()
     >>> recipe = Recipe(epochs=1, learning_rate=0.1)
-    >>> len(fit(network, lambda first: iter([(x, y)]), data, 1, folder, recipe, quiet=True))
+    >>> one = lambda first=0: iter([(x, y)])
+    >>> len(fit(network, one, one, 1, folder, recipe, quiet=True))
     1
     """
     output_dir = make_folder(output_dir)
@@ -190,13 +199,16 @@ def fit(
     replay = _Replay([stopper, schedule], list(history), recipe.learning_rate)
     first = len(history)
     if first < recipe.epochs and not replay.ends_stopped(network):
-        with _stream(network, batches(first * steps_per_epoch)) as data:
+        with _datasets(network, lambda: batches(first * steps_per_epoch), validation) as (
+            data,
+            validation_data,
+        ):
             network.fit(
                 data,
                 initial_epoch=first,
                 epochs=recipe.epochs,
                 steps_per_epoch=steps_per_epoch,
-                validation_data=validation,
+                validation_data=validation_data,
                 callbacks=[
                     stopper,
                     schedule,
@@ -239,11 +251,7 @@ def measure_batch_norm(
 
 
 def _batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
-    return [
-        layer
-        for layer in network.layers
-        if isinstance(layer, keras.layers.BatchNormalization)
-    ]
+    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
 
 
 def _set_batch_norm_trainable(network: keras.Model, trainable: bool) -> None:
@@ -259,16 +267,18 @@ def _take_weights(network: keras.Model, source: keras.Model) -> None:
 
 
 @contextlib.contextmanager
-def _stream(network: keras.Model, batches: Iterator[Any]) -> Iterator[tf.data.Dataset]:
-    """The batches as a prefetched dataset; their own errors come out as they are.
+def _datasets(
+    network: keras.Model, *streams: Callable[[], Iterator[Any]]
+) -> Iterator[list[tf.data.Dataset]]:
+    """Streams of batches as prefetched datasets; their own errors come out as they are.
 
     TensorFlow would turn a damaged file's message into a traceback of its own.
     """
     failures: list[L3PruneError] = []
 
-    def guarded() -> Iterator[Any]:
+    def guarded(stream: Callable[[], Iterator[Any]]) -> Iterator[Any]:
         try:
-            yield from batches
+            yield from stream()
         except L3PruneError as error:
             failures.append(error)
             raise
@@ -278,7 +288,12 @@ def _stream(network: keras.Model, batches: Iterator[Any]) -> Iterator[tf.data.Da
         for shape in (network.input_shape, network.output_shape)
     )
     try:
-        yield tf.data.Dataset.from_generator(guarded, output_signature=signature).prefetch(2)
+        yield [
+            tf.data.Dataset.from_generator(
+                functools.partial(guarded, stream), output_signature=signature
+            ).prefetch(2)
+            for stream in streams
+        ]
     except tf.errors.OpError:
         if failures:
             raise failures[0] from None
@@ -341,12 +356,13 @@ class _Keeper(keras.callbacks.Callback):
             for number, variable in enumerate(self.model.optimizer.variables)
         }
         state["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
-        save_network(self.model, self.output_dir / LATEST, origin=row, attachment=state)
         if self.interval and (epoch + 1) % self.interval == 0:
             save_network(
                 self.model, self.output_dir / f"model_checkpoint.{epoch + 1:02d}.h5", origin=row
             )
         write_table(self.output_dir / HISTORY, self.history)
+        # Last: what was written before it is written again, alike, if the run dies here.
+        save_network(self.model, self.output_dir / LATEST, origin=row, attachment=state)
 
 
 def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str, float]]:
@@ -365,15 +381,20 @@ def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str
         [tuple(weight.shape) for layer in net.layers for weight in layer.weights]
         for net in (network, latest)
     ]
-    if shapes[0] != shapes[1]:
+    if shapes[0] != shapes[1] or graph.masks(network) != graph.masks(latest):
         raise L3PruneError(
-            f"the run in {output_dir} trained another network than the one given: continue it with "
-            "the same weights, sparsities and model type"
+            f"the run in {output_dir} trained another network than the one given, or one with "
+            "other masks: continue it with the same weights, sparsities and model type"
+        )
+    optimizer.build(network.trainable_variables)
+    slots = [array for name, array in sorted(state.items()) if name.startswith("optimizer-")]
+    if [slot.shape for slot in slots] != [tuple(v.shape) for v in optimizer.variables]:
+        raise L3PruneError(
+            f"the run in {output_dir} trained other layers; continue it with its own batch_norm"
         )
     _take_weights(network, latest)
-    optimizer.build(network.trainable_variables)
-    for number, variable in enumerate(optimizer.variables):
-        variable.assign(state[f"optimizer-{number:04d}"])
+    for variable, slot in zip(optimizer.variables, slots, strict=True):
+        variable.assign(slot)
     return json.loads(state["history"].tobytes())
 
 

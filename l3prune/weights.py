@@ -31,8 +31,10 @@ from l3prune.layers import MaskedConv2D
 from l3prune.networks import create_network, l3, list_networks, network_config
 from l3prune.plan import PruningPlan
 
-#: A larger file, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
+#: A file with more, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
 _MAX_BYTES = 2 * 2**30
+_MAX_LAYERS = 1000
+_MAX_SMALL_CHUNK = 2**20
 
 _KINDS = {
     ("bias", "kernel"): "convolution",
@@ -43,7 +45,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One weighted layer of a file: its name, its kind, its arrays by short name."""
+    """One weighted layer of a file: its name, its kind, its arrays by short name.
+
+    Examples
+    --------
+    >>> layer = LayerWeights("conv2d_8", "convolution", {"kernel": np.zeros((3, 3, 1, 8))})
+    >>> layer.arrays["kernel"].shape[-1]
+    8
+    """
 
     name: str
     kind: str
@@ -97,22 +106,30 @@ def save_network(
         "arguments": config.arguments,
         "masked_layers": list(plan),
     }
+    # In memory first: HDF5 brings the process down when a disk fills up while it closes a file.
+    memory = io.BytesIO()
+    with _create(memory) as file:
+        file.attrs["l3prune"] = json.dumps(description)
+        _write_layers(file, network)
+        if attachment:
+            group = _create_group(file, "attachment")
+            for name, array in attachment.items():
+                group.create_dataset(name, data=array)
+    content = memory.getvalue()
     with atomic_write(path) as temporary:
-        with h5py.File(temporary, "w", libver="latest") as file:
-            file.attrs["l3prune"] = json.dumps(description)
-            _write_layers(file, network)
-            for name, array in (attachment or {}).items():
-                file.create_dataset(f"attachment/{name}", data=array)
-        digest = hashlib.sha256(temporary.read_bytes()).hexdigest()
+        temporary.write_bytes(content)
+    plan_path = path.with_suffix(".plan.npz")
     if plan:
-        plan.save(path.with_suffix(".plan.npz"))
+        plan.save(plan_path)
+    else:
+        plan_path.unlink(missing_ok=True)  # of a masked network that was saved here before
     total, nonzero = graph.count_kernel_weights(network)
     write_json(
         path.with_suffix(".json"),
         {
             **description,
             "file": path.name,
-            "sha256": digest,
+            "sha256": hashlib.sha256(content).hexdigest(),
             "parameters": network.count_params() - sum(mask.size for mask in plan.values()),
             "kernel_weights": total,
             "nonzero_kernel_weights": nonzero,
@@ -122,15 +139,33 @@ def save_network(
     )
 
 
+def _create(memory: io.BytesIO) -> h5py.File:
+    """A new HDF5 file that is a function of its content: without times, and in the
+    newer layout, which takes half the space for many small datasets."""
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_LATEST, h5py.h5f.LIBVER_LATEST)
+    access.set_fileobj_driver(h5py.h5fd.fileobj_driver, memory)
+    return h5py.File(h5py.h5f.create(b"checkpoint", h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access))
+
+
+def _create_group(parent: h5py.Group, name: str) -> h5py.Group:
+    creation = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+    creation.set_obj_track_times(False)
+    return h5py.Group(h5py.h5g.create(parent.id, name.encode(), gcpl=creation))
+
+
 def _write_layers(file: h5py.File, network: keras.Model) -> None:
     weighted = [layer for layer in network.layers if layer.weights]
     file.attrs["layer_names"] = [layer.name.encode() for layer in weighted]
     file.attrs["backend"] = b"tensorflow"
     file.attrs["keras_version"] = keras.__version__.encode()
     for layer in weighted:
-        group = file.create_group(layer.name)
+        group = _create_group(file, layer.name)
         names = [f"{layer.name}/{surgery.short_name(weight)}:0" for weight in layer.weights]
         group.attrs["weight_names"] = [name.encode() for name in names]
+        _create_group(group, layer.name)
         for name, weight in zip(names, layer.weights, strict=True):
             array = weight.numpy()
             # Zeros and masks pack well, and every HDF5 reader unpacks gzip by itself; but a packed
@@ -182,6 +217,7 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
         if name is not None and name != stored:
             raise L3PruneError(f"{path} holds the network {stored}, not {name}")
         name = stored
+        _check_filters(layers, description["arguments"].get("filters"), name, path)
         arguments = {**description["arguments"], **arguments}
     elif name is None:
         name = _detect(layers, front_end_shape, path)
@@ -190,9 +226,7 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
         layer.name: layer.arrays["mask"].astype(bool) for layer in layers if "mask" in layer.arrays
     }
     if masks:
-        network = surgery.apply_masks(
-            network, PruningPlan({layer: np.ones_like(mask) for layer, mask in masks.items()})
-        )
+        network = surgery.apply_masks(network, PruningPlan(masks))
     _assign(network, layers, path)
     return network
 
@@ -278,13 +312,23 @@ def _read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, 
         )
     layers = []
     front_end_shape = None
-    for layer_name in _texts(root.attrs["layer_names"]):
+    names = _texts(root.attrs["layer_names"])
+    if len(names) > _MAX_LAYERS or len(set(names)) < len(names):
+        raise L3PruneError(f"{path} lists {len(names)} layers, too many or one of them twice")
+    size = 0
+    for layer_name in names:
         group = _member(root, layer_name, path)
         if not isinstance(group, h5py.Group):
             raise L3PruneError(f"{path}: layer {layer_name} is listed but missing")
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for weight_name in _texts(group.attrs.get("weight_names", [])):
-            arrays[weight_name.split("/")[-1].split(":")[0]] = _read(group, weight_name, path)
+            short = weight_name.split("/")[-1].split(":")[0]
+            if short in arrays:
+                raise L3PruneError(f"{path}: layer {layer_name} has two weights called {short}")
+            arrays[short] = _read(group, weight_name, path)
+            size += arrays[short].nbytes
+            if size > _MAX_BYTES:
+                raise L3PruneError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
         if not arrays:
             continue
         if "spectrogram" in layer_name:
@@ -297,6 +341,8 @@ def _read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, 
                 f"{path}: layer {layer_name} has weights {', '.join(sorted(arrays))}; an L3 audio "
                 "network has convolutions and batch normalisations only"
             )
+        if kind == "batch normalisation" and (arrays["moving_variance"] < 0).any():
+            raise L3PruneError(f"{path}: layer {layer_name} has a negative variance")
         layers.append(LayerWeights(layer_name, kind, arrays))
     return layers, front_end_shape
 
@@ -328,7 +374,13 @@ def _read(group: h5py.Group, name: str, path) -> np.ndarray:
         raise L3PruneError(f"{path}: weight {name} is listed but missing")
     if dataset.external or dataset.is_virtual:
         raise L3PruneError(f"{path}: weight {name} is stored outside the file")
-    if dataset.dtype.kind not in "fiub" or dataset.nbytes > _MAX_BYTES:
+    # Reading one value unpacks its whole chunk.
+    chunk = int(np.prod(dataset.chunks or (), dtype=object)) * dataset.dtype.itemsize
+    if (
+        dataset.dtype.kind not in "fiub"
+        or dataset.nbytes > _MAX_BYTES
+        or chunk > max(dataset.nbytes, _MAX_SMALL_CHUNK)
+    ):
         raise L3PruneError(f"{path}: weight {name} is {dataset.dtype} of shape {dataset.shape}")
     array = dataset[()]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
@@ -336,11 +388,24 @@ def _read(group: h5py.Group, name: str, path) -> np.ndarray:
     return array
 
 
-def _detect(layers: list[LayerWeights], front_end_shape, path) -> str:
-    """Name of the L3 network whose filters, and front end if there is one, the file has."""
-    filters = tuple(
+def _filters(layers: list[LayerWeights]) -> tuple[int, ...]:
+    return tuple(
         layer.arrays["kernel"].shape[-1] for layer in layers if layer.kind == "convolution"
     )
+
+
+def _check_filters(layers: list[LayerWeights], stored, name: str, path) -> None:
+    """Before a network of the size that a file claims is built: the file must hold one."""
+    if name not in l3.SPECS:
+        raise L3PruneError(f"{path} holds network {name!r}; known: {', '.join(l3.SPECS)}")
+    claimed = l3.SPECS[name].filters if stored is None else stored
+    if list(claimed) != list(_filters(layers)):
+        raise L3PruneError(f"{path} claims {claimed} filters and holds {_filters(layers)}")
+
+
+def _detect(layers: list[LayerWeights], front_end_shape, path) -> str:
+    """Name of the L3 network whose filters, and front end if there is one, the file has."""
+    filters = _filters(layers)
     fits = []
     for candidate, spec in l3.SPECS.items():
         front_end = spec.front_end

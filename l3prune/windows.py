@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
+import filelock
 import h5py
 import numpy as np
 from tqdm import tqdm
@@ -110,6 +111,16 @@ class AudioFiles:
     paths : list of pathlib.Path
     sample_rate, cache_dir, hop_size, quiet
         See `open_windows`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import soundfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> soundfile.write(folder / "a.wav", np.zeros(16000), 8000)
+    >>> source = AudioFiles([folder / "a.wav"], 8000, folder / "cache", quiet=True)
+    >>> source.read(np.array([2, 0])).shape
+    (2, 1, 8000)
     """
 
     def __init__(
@@ -125,10 +136,18 @@ class AudioFiles:
         self.sample_rate = sample_rate
         self.fingerprint = _fingerprint(paths, sample_rate=sample_rate, hop_size=hop_size)
         folder = Path(cache_dir) / f"audio-{self.fingerprint}"
-        if not (folder / "windows.npy").is_file():
-            with new_folder(folder):
-                _decode(paths, sample_rate, hop_size, folder, quiet)
-        self._audio = np.load(folder / "audio.npy", mmap_mode="r", allow_pickle=False)
+        lock = folder / "lock"
+        with new_folder(folder):
+            try:
+                with _lock(lock):
+                    if not (folder / "windows.npy").is_file():
+                        _decode(paths, sample_rate, hop_size, folder, quiet)
+            except BaseException:
+                # So that a bad recording leaves nothing behind. Whoever waits for the lock
+                # decodes too, which costs time only.
+                lock.unlink(missing_ok=True)
+                raise
+        self._audio = np.memmap(folder / "audio.f32", np.float32, "r")
         self._starts = np.load(folder / "windows.npy", allow_pickle=False)
 
     def __len__(self) -> int:
@@ -149,36 +168,34 @@ class AudioFiles:
 def _decode(
     paths: list[Path], sample_rate: int, hop_size: float, folder: Path, quiet: bool
 ) -> None:
-    """Write audio.npy, all files end to end, and windows.npy, where the windows start in it.
+    """Write audio.f32, all files end to end, and windows.npy, where the windows start in it.
 
     windows.npy comes last: its presence says that the cache is whole.
     """
     starts = []
     length = 0
     hop = int(hop_size * sample_rate)
-    with atomic_write(folder / "samples.raw") as temporary:
-        with temporary.open("wb") as file:
-            for path in tqdm(paths, "decoding", unit="file", disable=quiet or None):
-                audio, rate = load_audio(path)
-                try:
-                    mono = to_mono(audio, rate, sample_rate)
-                except ParameterError as error:
-                    raise L3PruneError(f"{path}: {error}") from error
-                windows = frame_audio(mono, sample_rate, hop_size=hop_size, center=False)
-                padded = np.zeros(sample_rate + hop * (len(windows) - 1), np.float32)
-                padded[: len(mono)] = mono[: len(padded)]
-                file.write(padded.tobytes())
-                starts.append(length + hop * np.arange(len(windows), dtype=np.int64))
-                length += len(padded)
-        samples = np.memmap(temporary, np.float32, "r")
-        with atomic_write(folder / "audio.npy") as target:
-            mapped = np.lib.format.open_memmap(target, "w+", np.float32, (length,))
-            mapped[:] = samples
-            mapped.flush()
-        del samples
-    (folder / "samples.raw").unlink()
+    with atomic_write(folder / "audio.f32") as temporary, temporary.open("wb") as file:
+        # None: no bar where standard error is a file, as in a batch job.
+        for path in tqdm(paths, "decoding", unit="file", disable=quiet or None):
+            audio, rate = load_audio(path)
+            try:
+                mono = to_mono(audio, rate, sample_rate)
+            except ParameterError as error:
+                raise L3PruneError(f"{path}: {error}") from error
+            windows = frame_audio(mono, sample_rate, hop_size=hop_size, center=False)
+            padded = np.zeros(max(sample_rate + hop * (len(windows) - 1), len(mono)), np.float32)
+            padded[: len(mono)] = mono
+            file.write(padded.data)
+            starts.append(length + hop * np.arange(len(windows), dtype=np.int64))
+            length += len(padded)
     with atomic_write(folder / "windows.npy") as temporary:
         np.save(temporary, np.concatenate(starts))
+
+
+def _lock(path: Path) -> filelock.BaseFileLock:
+    """Jobs of an array share a cache: the first makes an entry, the others wait for it."""
+    return filelock.FileLock(path)
 
 
 class Shards:
@@ -195,6 +212,15 @@ class Shards:
     ------
     L3PruneError
         A file is no HDF5 file, is damaged, or has no such `audio`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "1_0_0.h5"
+    >>> with h5py.File(path, "w") as file:
+    ...     file["audio"] = np.full((3, 1, 8000), 16384, np.int16)
+    >>> Shards([path], 8000).read(np.array([2])).max()
+    np.float32(0.5)
     """
 
     def __init__(self, paths: list[Path], sample_rate: int):
@@ -241,7 +267,7 @@ class Shards:
             try:
                 with h5py.File(path, "r") as file:
                     self._open[shard] = file["audio"][:]
-            except (OSError, KeyError, RuntimeError) as error:
+            except (OSError, KeyError, RuntimeError, MemoryError) as error:
                 raise L3PruneError(f"{path} is damaged: {error}") from error
         return self._open[shard]
 
@@ -320,40 +346,53 @@ def cached_targets(
     >>> cached_targets(Noise(), mean, "mean", 1, tempfile.mkdtemp(), quiet=True).shape
     (3, 1)
     """
-    folder = make_folder(Path(cache_dir))
-    path = folder / f"targets-{source.fingerprint}-{key}.f32"
-    if not path.is_file():
-        partial = path.with_suffix(".part")
-        row = size * 4
-        done = partial.stat().st_size // row if partial.is_file() else 0
-        try:
-            with (
-                partial.open("ab") as file,
-                tqdm(
-                    total=len(source),
-                    initial=done,
-                    desc="teacher",
-                    unit="window",
-                    disable=quiet or None,  # None: no bar where standard error is a file
-                ) as progress,
-            ):
-                # A kill may have left part of a row.
-                file.truncate(done * row)
-                for start in range(done, len(source), batch_size):
-                    indices = np.arange(start, min(start + batch_size, len(source)))
-                    targets = np.ascontiguousarray(predict(source.read(indices)), np.float32)
-                    if targets.shape != (len(indices), size):
-                        raise ParameterError(
-                            f"the teacher gave {targets.shape}, not {(len(indices), size)}"
-                        )
-                    file.write(targets.tobytes())
-                    file.flush()
-                    progress.update(len(indices))
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except OSError as error:
-            raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
+    path = make_folder(cache_dir) / f"targets-{source.fingerprint}-{key}.f32"
+    row = size * 4
+    with _lock(path.with_suffix(".lock")):
+        # A file of another length was cut, or is of a run that was.
+        if not path.is_file() or path.stat().st_size != len(source) * row:
+            partial = path.with_suffix(".part")
+            try:
+                _append_targets(source, predict, size, partial, batch_size, quiet)
+                os.replace(partial, path)
+            except OSError as error:
+                raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
     return np.memmap(path, np.float32, "r", shape=(len(source), size))
+
+
+def _append_targets(
+    source: WindowSource,
+    predict: Callable[[np.ndarray], np.ndarray],
+    size: int,
+    partial: Path,
+    batch_size: int,
+    quiet: bool,
+) -> None:
+    """Complete a file of target rows from where it ends."""
+    done = partial.stat().st_size // (size * 4) if partial.is_file() else 0
+    done = min(done, len(source))
+    with (
+        partial.open("ab") as file,
+        tqdm(
+            total=len(source),
+            initial=done,
+            desc="teacher",
+            unit="window",
+            disable=quiet or None,
+        ) as progress,
+    ):
+        file.truncate(done * size * 4)  # a kill may have left part of a row
+        for start in range(done, len(source), batch_size):
+            indices = np.arange(start, min(start + batch_size, len(source)))
+            targets = np.ascontiguousarray(predict(source.read(indices)), np.float32)
+            if targets.shape != (len(indices), size):
+                raise ParameterError(
+                    f"the teacher gave {targets.shape}, not {(len(indices), size)}"
+                )
+            file.write(targets.data)
+            file.flush()
+            progress.update(len(indices))
+        os.fsync(file.fileno())
 
 
 def batch_indices(

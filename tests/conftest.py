@@ -41,8 +41,7 @@ def sea64(shared):
     return load_network(shared / "models" / "edgel3_sea_ust_audio_emb_64.h5.gz")
 
 
-@pytest.fixture
-def tiny():
+def make_tiny():
     """A SEA network of four filters a layer, with weights and statistics that are not trivial."""
     from l3prune.networks import create_network
 
@@ -58,6 +57,12 @@ def tiny():
     return network
 
 
+@pytest.fixture
+def tiny():
+    """A tiny network; see `make_tiny`."""
+    return make_tiny()
+
+
 def chirp(seconds: float, sample_rate: int, low: float = 100.0, high: float = 3000.0):
     """A linear sweep, (samples,) float32."""
     time = np.arange(int(seconds * sample_rate)) / sample_rate
@@ -65,10 +70,8 @@ def chirp(seconds: float, sample_rate: int, low: float = 100.0, high: float = 30
     return (0.5 * np.sin(phase)).astype(np.float32)
 
 
-@pytest.fixture
-def sounds(tmp_path) -> Path:
-    """A folder of four different recordings at 8 kHz, 2 s each."""
-    folder = tmp_path / "sounds"
+def make_sounds(folder: Path) -> Path:
+    """Four different recordings at 8 kHz, 2 s each, in a new folder."""
     (folder / "deep").mkdir(parents=True)
     rng = np.random.default_rng(7)
     noise = rng.uniform(-0.5, 0.5, 16000).astype(np.float32)
@@ -81,3 +84,9 @@ def sounds(tmp_path) -> Path:
     }.items():
         soundfile.write(folder / name, audio, 8000)
     return folder
+
+
+@pytest.fixture
+def sounds(tmp_path) -> Path:
+    """A folder of recordings; see `make_sounds`."""
+    return make_sounds(tmp_path / "sounds")

@@ -111,9 +111,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_pruned_weights_stay_zero_after_every_step(optimizer, precision, xla, mask):
     policy = keras.mixed_precision.Policy(precision)
-    network, layer = masked_net(
-        mask, kernel_regularizer=keras.regularizers.l2(0.1), dtype=policy
-    )
+    network, layer = masked_net(mask, kernel_regularizer=keras.regularizers.l2(0.1), dtype=policy)
     opt = OPTIMIZERS[optimizer]()
     if precision == "mixed_float16":
         opt = keras.mixed_precision.LossScaleOptimizer(opt)

@@ -67,8 +67,10 @@ def test_kernels_and_biases_of_the_paper():
     assert graph.count_kernel_weights(network)[0] == 4_682_304
     weights = graph.conv_weights(network).values()
     assert sum(w.kernel.size + w.bias.size for w in weights) == 4_684_224
-    assert list(graph.conv_weights(network)) == [*(f"conv_{i}" for i in range(1, 8)),
-                                                 "audio_embedding_layer"]
+    assert list(graph.conv_weights(network)) == [
+        *(f"conv_{i}" for i in range(1, 8)),
+        "audio_embedding_layer",
+    ]
 
 
 def test_macs_of_the_paper():
@@ -164,7 +166,9 @@ def test_published_network_reproduces_its_reference(sea64, reference):
     [
         ({"input": "mp3"}, "input='mp3'; allowed: 'waveform', 'log_mel'"),
         ({"embedding_point": "end"}, "embedding_point='end'; allowed"),
-        ({"filters": [1, 2]}, "give 8 positive numbers"),
+        ({"filters": [1, 2]}, "give 8 whole numbers in 1 … 4096"),
+        ({"filters": ["a"] * 8}, "give 8 whole numbers"),
+        ({"filters": [60000] * 8}, "give 8 whole numbers"),
         ({"weight_decay": float("nan")}, "weight_decay=nan is not a number"),
         ({"colour": 1}, "unexpected keyword argument 'colour'"),
     ],

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -92,9 +94,7 @@ def test_ties_at_the_threshold_all_go():
 
 @settings(deadline=None, max_examples=60)
 @given(
-    kernel=hnp.arrays(
-        np.float32, (3, 3, 2, 4), elements=st.floats(-1, 1, width=32), unique=True
-    ),
+    kernel=hnp.arrays(np.float32, (3, 3, 2, 4), elements=st.floats(-1, 1, width=32), unique=True),
     sparsity=st.floats(0.01, 0.97),
 )
 def test_layerwise_keeps_the_largest_and_meets_the_sparsity(kernel, sparsity):
@@ -156,8 +156,6 @@ def test_global_leaves_each_layer_its_best_weight(kernels):
     ],
 )
 def test_bad_sparsity(plan, sparsity, message, kernels):
-    if plan is plan_layerwise and isinstance(sparsity, str):
-        sparsity = [sparsity, 0.5]
     with pytest.raises(ParameterError, match=message):
         plan(kernels, sparsity)
 
@@ -165,6 +163,12 @@ def test_bad_sparsity(plan, sparsity, message, kernels):
 def test_wrong_number_of_sparsities(kernels):
     with pytest.raises(ParameterError, match=r"3 sparsities given for 2 conv.*first, second"):
         plan_layerwise(kernels, [0.1, 0.2, 0.3])
+
+
+def test_nothing_to_prune():
+    for plan in (plan_layerwise, plan_global):
+        with pytest.raises(ParameterError, match="there are no convolutions to prune"):
+            plan({}, 0.5)
 
 
 def test_unknown_criterion(kernels):
@@ -222,7 +226,9 @@ def test_plans_compose():
 def test_plan_round_trips(tmp_path_factory, shape, seed):
     mask = np.random.default_rng(seed).random(shape) < 0.3
     mask.flat[0] = True
-    plan = PruningPlan({"conv/1 (a)": mask, "b": ~mask | (np.arange(mask.size) == 0).reshape(shape)})
+    plan = PruningPlan(
+        {"conv/1 (a)": mask, "b": ~mask | (np.arange(mask.size) == 0).reshape(shape)}
+    )
     path = tmp_path_factory.mktemp("plan") / "plan.npz"
     plan.save(path)
     assert PruningPlan.load(path) == plan
@@ -245,3 +251,24 @@ def test_plans_that_are_no_plans(tmp_path):
     np.savez(tmp_path / "pickle.npz", **{"a.bits": np.array([{}]), "a.shape": np.array([1])})
     with pytest.raises(L3PruneError, match="is not a pruning plan"):
         PruningPlan.load(tmp_path / "pickle.npz")
+
+
+def test_flipped_bytes_of_a_plan(tmp_path, kernels):
+    path = tmp_path / "plan.npz"
+    plan_layerwise(kernels, 0.5).save(path)
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        # Any other exception fails the test.
+        with contextlib.suppress(L3PruneError):
+            PruningPlan.load(path)
+
+
+def test_a_plan_that_unpacks_without_end(tmp_path):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, **{"a.bits": np.zeros(2**28 + 9, np.uint8), "a.shape": np.array([8])})
+    with pytest.raises(L3PruneError, match="it unpacks to more than any network's masks"):
+        PruningPlan.load(path)

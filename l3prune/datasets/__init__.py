@@ -26,6 +26,11 @@ class Clip:
         Official fold, from 1.
     target : int
         Class index, 0 … number of classes - 1: a position in `Dataset.labels`.
+
+    Examples
+    --------
+    >>> Clip(Path("fold1/7061-6-0-0.wav"), fold=1, target=6).path.stem
+    '7061-6-0-0'
     """
 
     path: Path

@@ -26,6 +26,12 @@ class CsvLayout:
         as ogg.
     n_folds : int
         Official folds are 1 … n_folds.
+
+    Examples
+    --------
+    >>> layout = CsvLayout("meta.csv", "fold{fold}", "file", "fold", "id", "class", n_folds=2)
+    >>> layout.audio.format(fold=2)
+    'fold2'
     """
 
     csv: str

@@ -26,6 +26,12 @@ class NetworkConfig:
         One of `list_networks()`.
     arguments : dict
         Keyword arguments for `create_network`, all JSON values.
+
+    Examples
+    --------
+    >>> config = NetworkConfig("sea64", {"weight_decay": 0.0})
+    >>> create_network(config.name, **config.arguments).name
+    'sea64'
     """
 
     name: str
@@ -33,7 +39,17 @@ class NetworkConfig:
 
 
 def network(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator)."""
+    """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator).
+
+    Examples
+    --------
+    >>> @network("nothing")
+    ... def build(**arguments):
+    ...     raise NotImplementedError
+    >>> "nothing" in list_networks()
+    True
+    >>> del _BUILDERS["nothing"]
+    """
 
     def register(builder: Callable[..., Any]) -> Callable[..., Any]:
         _BUILDERS[name] = builder
@@ -91,7 +107,14 @@ def create_network(name: str, **arguments: Any):
 
 
 def attach_config(built, config: NetworkConfig):
-    """Make `network_config(built)` answer `config`; gives `built` back."""
+    """Make `network_config(built)` answer `config`; gives `built` back.
+
+    Examples
+    --------
+    >>> built = attach_config(create_network("sea64"), NetworkConfig("another"))
+    >>> network_config(built).name
+    'another'
+    """
     built.l3prune_config = config
     return built
 
@@ -134,12 +157,13 @@ def inference(built) -> Callable[[np.ndarray], np.ndarray]:
     >>> inference(create_network("sea64"))(np.zeros((2, 1, 8000), np.float32)).shape
     (2, 64)
     """
-    if not hasattr(built, "l3prune_forward"):
-        import tensorflow as tf
+    import tensorflow as tf
 
+    if not hasattr(built, "l3prune_forward"):
+        # A concrete function: TensorFlow warns of many functions made by the same line.
         built.l3prune_forward = tf.function(
             lambda batch: built(batch, training=False),
             input_signature=[tf.TensorSpec(built.input_shape, tf.float32)],
-        )
+        ).get_concrete_function()
     forward = built.l3prune_forward
-    return lambda batch: forward(batch).numpy()
+    return lambda batch: forward(tf.convert_to_tensor(batch, tf.float32)).numpy()

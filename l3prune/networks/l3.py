@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tf_keras as keras
 
 from l3prune.audio import FrontEnd
@@ -30,6 +31,11 @@ class L3Spec:
         Where the embedding is taken: conv 8's output itself, or after its BatchNorm and ReLU.
     original_pool : tuple of 2 int, or None
         Pool of the long embedding (6144 values of mel256); None where there is none.
+
+    Examples
+    --------
+    >>> SPECS["sea64"].filters[-1]
+    64
     """
 
     front_end: FrontEnd
@@ -37,6 +43,9 @@ class L3Spec:
     embedding_point: str
     original_pool: tuple[int, int] | None
 
+
+#: A layer of 4096 x 4096 filters alone has 150 million weights; more is a mistake.
+_MAX_FILTERS = 4096
 
 _WIDE = (64, 64, 128, 128, 256, 256, 512, 512)
 _SEA = FrontEnd(8000, 1024, 160, 64, "same")
@@ -96,9 +105,11 @@ def build(
     (None, 6144)
     """
     spec = SPECS[spec_name]
-    filters = spec.filters if filters is None else tuple(int(count) for count in filters)
-    if len(filters) != 8 or min(filters) < 1:
-        raise ParameterError(f"filters={filters}: give 8 positive numbers, for conv 1 … conv 8")
+    filters = spec.filters if filters is None else tuple(filters)
+    if len(filters) != 8 or not all(
+        isinstance(count, int | np.integer) and 1 <= count <= _MAX_FILTERS for count in filters
+    ):
+        raise ParameterError(f"filters={filters}: give 8 whole numbers in 1 … {_MAX_FILTERS}")
     if not 0 <= weight_decay < float("inf"):
         raise ParameterError(f"weight_decay={weight_decay} is not a number ≥ 0")
     point = spec.embedding_point if embedding_point is None else embedding_point
@@ -165,6 +176,11 @@ for _name in SPECS:
 
 def front_end(net: keras.Model) -> FrontEnd:
     """The front end whose output an L3 network was built for, inside it or not.
+
+    Raises
+    ------
+    ParameterError
+        The network is not of the L3 family.
 
     Examples
     --------
