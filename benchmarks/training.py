@@ -9,7 +9,6 @@ alike; quote the ratios of medians.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 
 from l3prune.errors import command
 from l3prune.files import write_json
+from l3prune.quiet import load_tensorflow
 
 
 @command
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args(argv)
 
+    load_tensorflow()
     import tf_keras as keras
 
     from l3prune import graph, plan, surgery
@@ -76,5 +77,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.exit(main())

@@ -9,8 +9,8 @@ models/ and on synthetic sound events. Repeated with the same folder, it goes on
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("output_dir", help="receives everything, the report at last")
     parser.add_argument("--sparsity", default="95.45", help="overall, percent (%(default)s)")
     parser.add_argument("--clips", default="8", help="per class and fold (%(default)s)")
-    parser.add_argument("--epochs", default="8", help="of the distillation (%(default)s)")
+    parser.add_argument("--epochs", default="12", help="of the distillation (%(default)s)")
     args = parser.parse_args(argv)
     start = time.monotonic()
     out = make_folder(args.output_dir)
@@ -60,7 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     run = out / "embedding" / "pruning_kd" / "sound" / "sea64" / "demo"
     if not (run / "report.json").is_file():
-        started = (run / "history.csv").is_file()
+        started = (run / "model_latest.h5").is_file()
+        if not started:
+            shutil.rmtree(run, ignore_errors=True)  # cut before its first epoch had ended
         call(
             l3prune.pruning.main,
             "l3prune.pruning",
@@ -141,5 +143,4 @@ def draw(report: dict[str, dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.exit(main())

@@ -10,24 +10,20 @@ else, so demo and tests judge the network on recordings that it has not heard.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import tf_keras as keras
 
-from l3prune.audio import frame_audio, load_audio, log_spectrogram, to_mono
+from l3prune.audio import FrontEnd, frame_audio, load_audio, log_spectrogram, to_mono
 from l3prune.datasets import Clip, load_dataset
 from l3prune.datasets.synthetic import make_corpus
 from l3prune.errors import command
-from l3prune.networks import create_network, l3
-from l3prune.training import environment, measure_batch_norm
-from l3prune.weights import load_network, save_network
+from l3prune.quiet import load_tensorflow
 
 
-def examples(clips: Sequence[Clip], front_end) -> tuple[np.ndarray, np.ndarray]:
+def examples(clips: Sequence[Clip], front_end: FrontEnd) -> tuple[np.ndarray, np.ndarray]:
     """Log-mels of every half second of the clips, and their targets."""
     maps, targets = [], []
     for clip in clips:
@@ -48,6 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=12, help="per class and fold (%(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(%(default)s)")
     args = parser.parse_args(argv)
+
+    load_tensorflow()
+    import tf_keras as keras
+
+    from l3prune.networks import create_network, l3
+    from l3prune.training import environment, measure_batch_norm
+    from l3prune.weights import load_network, save_network
 
     corpus = make_corpus(
         Path(args.work) / f"corpus-{args.seed}", clips_per_class_per_fold=args.clips, seed=args.seed
@@ -99,5 +102,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.exit(main())

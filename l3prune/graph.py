@@ -93,7 +93,7 @@ def count_macs(network: keras.Model) -> tuple[int, int]:
     --------
     >>> from l3prune.networks import create_network
     >>> count_macs(create_network("mel256"))[0]
-    10202038272
+    10202628096
     """
     dense = nonzero = 0
     for layer in convolutions(network):

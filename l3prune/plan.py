@@ -179,9 +179,9 @@ def plan_layerwise(
 
     Examples
     --------
-    >>> layer = ConvWeights(np.array([0.1, -0.4, 0.2, 0.3]).reshape(1, 1, 1, 4))
+    >>> layer = ConvWeights(np.array([0.1, -0.4, 0.2, 0.3, 0.5]).reshape(1, 1, 1, 5))
     >>> plan_layerwise({"conv": layer}, 0.5)["conv"].ravel().tolist()
-    [False, True, False, True]
+    [False, True, False, False, True]
     """
     scores = _scores(weights, criterion)
     each = (

@@ -238,9 +238,9 @@ def read_attachment(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     --------
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "net.h5"
-    >>> save_network(create_network("sea64"), path, attachment={"step": np.array(3)})
-    >>> read_attachment(path)["step"]
-    array(3)
+    >>> save_network(create_network("sea64"), path, attachment={"steps": np.array([3])})
+    >>> read_attachment(path)["steps"]
+    array([3])
     """
     with _open(path) as file:
         group = _member(file, "attachment", path)

@@ -50,6 +50,9 @@ def make_tiny():
     for weight in network.weights:
         if "moving_variance" in weight.name:
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif "kernel" in weight.name:
+            # Not Keras's own random weights, which are others in each session.
+            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
         else:
             weight.assign(weight + rng.normal(0, 0.1, weight.shape))
     network.get_layer("batch_normalization_1").moving_mean.assign([-30.0])

@@ -845,23 +845,24 @@ def nan_weights(path):
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "options", "message"),
     [
-        (lambda path: None, "no such weight file"),
-        (lambda path: path.mkdir(), "no such weight file"),
-        (lambda path: path.write_text("text"), "is not an HDF5 weight file, or is damaged"),
-        (lambda path: path.write_bytes(b""), "is not an HDF5 weight file, or is damaged"),
-        (lambda path: write_shard(path), "no Keras weight file: it has no layer_names"),
-        (another_network, "these are weights for another network"),
-        (unknown_widths, "holds no known network"),
-        (nan_weights, "has NaN or infinite values"),
+        (lambda path: None, (), "no such weight file"),
+        (lambda path: path.mkdir(), (), "no such weight file"),
+        (lambda path: path.write_text("text"), (), "is not an HDF5 weight file, or is damaged"),
+        (lambda path: path.write_bytes(b""), (), "is not an HDF5 weight file, or is damaged"),
+        (lambda path: write_shard(path), (), "no Keras weight file: it has no layer_names"),
+        (another_network, (), "claims [4, 4, 4, 4, 4, 4, 4, 4] filters and holds"),
+        (unknown_widths, (), "holds no known network"),
+        (unknown_widths, ("-mt", "sea64"), "these are weights for another network"),
+        (nan_weights, (), "has NaN or infinite values"),
     ],
-    ids=["missing", "folder", "text", "empty", "shard", "another", "unknown", "nan"],
+    ids=["missing", "folder", "text", "empty", "shard", "another", "unknown", "widths", "nan"],
 )
-def test_bad_weights(place, tmp_path, capsys, make, message):
+def test_bad_weights(place, tmp_path, capsys, make, options, message):
     path = tmp_path / "net.h5"
     make(path)
-    line = words(path, place.train, place.valid, tmp_path / "out", *RETRAIN, "-e", "2")
+    line = words(path, place.train, place.valid, tmp_path / "out", *RETRAIN, "-e", "2", *options)
     refuse(capsys, line, message, tmp_path)
 
 
@@ -988,10 +989,9 @@ def test_pruning_as_a_process(finished, place, tmp_path):
 
 
 def test_bad_input_as_a_process(place, tmp_path):
-    line = words(place.net, place.train, tmp_path, tmp_path / "out", *RETRAIN, "-e", "2")
-    ended = process("l3prune.pruning", *line)
+    line = (*RETRAIN, "-e", "2", "--sparsity", "120")
+    ended = process("l3prune.pruning", *place.line(tmp_path / "out", *line))
     assert ended.returncode == 2
     assert ended.stdout == ""
-    assert ended.stderr.startswith(f"error: {tmp_path} holds no audio files")
-    assert ended.stderr.count("\n") == 1
+    assert ended.stderr == "error: sparsity 120 is not in percent, from 0 to below 100\n"
     assert not (tmp_path / "out").exists()
