@@ -105,7 +105,8 @@ def plot(table: list[dict], path: Path) -> None:
             label=label,
         )
         right.plot(kept, [row["mse"] for row in rows], "o-", color=colour, label=label)
-    left.set(ylabel="clip accuracy, % (mean ± std over folds and seeds)")
+    left.set(ylabel="clip accuracy, %")
+    figure.suptitle("mean ± std over folds and classifier seeds", fontsize=10)
     right.set(ylabel="squared error of the embedding, test fold", yscale="log")
     ticks = [100 - row["sparsity"] for row in table if row["state"] == "pruned"]
     for axes in (left, right):

@@ -140,7 +140,7 @@ class AudioFiles:
         with new_folder(folder):
             try:
                 with _lock(lock):
-                    if not (folder / "windows.npy").is_file():
+                    if not all((folder / name).is_file() for name in ("audio.f32", "windows.npy")):
                         _decode(paths, sample_rate, hop_size, folder, quiet)
             except BaseException:
                 # So that a bad recording leaves nothing behind. Whoever waits for the lock
