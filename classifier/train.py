@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import numpy as np
 from classifier.features import Features, versions
 from classifier.mlp import MLP, Recipe, best_row, check_seed, fit
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, make_folder, read_json, write_json
+from l3prune.files import make_folder, read_json, write_json, write_table
 
 
 @dataclass(frozen=True)
@@ -189,7 +188,7 @@ class CrossValidation:
                 "results": [result.to_json() for result in self.results],
             },
         )
-        _write_csv(Path(output_dir) / "cv.csv", summary)
+        write_table(Path(output_dir) / "cv.csv", summary)
 
 
 def split_folds(folds: Sequence[int], test_fold: int) -> tuple[int, tuple[int, ...]]:
@@ -339,7 +338,7 @@ def train_fold(
         valid_accuracy=best["val_accuracy"],
     )
     mlp.save(folder / "mlp.npz")
-    _write_csv(folder / "history.csv", history)
+    write_table(folder / "history.csv", history)
     # Last: it says that the fold is finished.
     write_json(
         folder / "result.json",
@@ -455,10 +454,3 @@ def _finished(folder: Path, config: dict[str, Any]) -> FoldResult | None:
             f"{folder} has a result with {was}, this run has {now}; choose another output folder"
         )
     return result
-
-
-def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with atomic_write(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)

@@ -105,9 +105,9 @@ def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
 
     y = sqrt(mel(|X|^2)), then 10 log10(max(y, 1e-10)), minus the window's maximum, at least -80.
     The logarithm is of an amplitude, so a step of 10 is 20 dB of level; published weights depend
-    on it. The DFT is an FFT in float64: kapre's float32 convolution with a DFT matrix rounds at
-    about -120 dB below the window's peak, where its output is noise; elsewhere both agree to
-    1e-3.
+    on it. The DFT is an FFT in float64. kapre's float32 convolution with a DFT matrix rounds where
+    a band is more than 110 dB of level below the window's peak, and its output is noise there;
+    elsewhere both agree to 0.0011.
 
     Parameters
     ----------

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,25 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise L3PruneError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
         raise L3PruneError(f"{path} is not JSON: {error}") from error
+
+
+def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with the same keys as a CSV file, atomically.
+
+    Examples
+    --------
+    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
+    >>> write_table(path, [{"epoch": 1, "loss": 0.5}])
+    >>> path.read_text().splitlines()
+    ['epoch,loss', '1,0.5']
+    """
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def _plain(value: Any) -> Any:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import functools
 import json
 import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,7 +21,7 @@ import tf_keras as keras
 
 from l3prune import __version__, graph
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, make_folder
+from l3prune.files import make_folder, write_table
 from l3prune.weights import load_network, read_attachment, save_network
 
 LATEST = "model_latest.h5"
@@ -396,26 +395,6 @@ def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str
     for variable, slot in zip(optimizer.variables, slots, strict=True):
         variable.assign(slot)
     return json.loads(state["history"].tobytes())
-
-
-def write_table(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows with the same keys as a CSV file, atomically.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "a.csv"
-    >>> write_table(path, [{"epoch": 1, "loss": 0.5}])
-    >>> path.read_text().splitlines()
-    ['epoch,loss', '1,0.5']
-    """
-    with (
-        atomic_write(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def environment() -> dict[str, str]:
