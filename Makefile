@@ -3,16 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
 
-.PHONY: demo test check test-slow
+.PHONY: demo test check
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python experiments/demo.py $(DEMO)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m "not slow"
-
-test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check

@@ -81,6 +81,26 @@ class PruningPlan(Mapping[str, np.ndarray]):
             np.array_equal(self[layer], other[layer]) for layer in self
         )
 
+    def __str__(self) -> str:
+        """A row a layer: elements kept, all, sparsity in percent.
+
+        Examples
+        --------
+        >>> print(PruningPlan({"conv_1": np.array([True, False, True, True])}))
+        layer        kept    of  sparsity
+        conv_1          3     4   25.00 %
+        all layers      3     4   25.00 %
+        """
+        counts = [(layer, int(mask.sum()), mask.size) for layer, mask in self.items()]
+        counts.append(("all layers", *(sum(row[i] for row in counts) for i in (1, 2))))
+        width = max(len(layer) for layer, _, _ in counts)
+        digits = len(str(counts[-1][2])) + 5
+        lines = [f"{'layer':{width}}{'kept':>{digits}}{'of':>{digits}}  sparsity"]
+        for layer, kept, size in counts:
+            percent = 100 * (1 - kept / max(size, 1))
+            lines.append(f"{layer:{width}}{kept:{digits}}{size:{digits}}{percent:8.2f} %")
+        return "\n".join(lines)
+
     __hash__ = None  # type: ignore[assignment]  # compared by content, so not hashable
 
     def __and__(self, other: PruningPlan) -> PruningPlan:

@@ -340,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         mse = embedding_mse(network, teacher, validation, cache_dir, quiet=args.quiet)
         report = report.with_row(name, validation_mse=mse, **measure(network))
     report.to_json(run_dir / "report.json")
+    print(masks)
     print(report)
     print(run_dir)
 

@@ -272,3 +272,13 @@ def test_a_plan_that_unpacks_without_end(tmp_path):
     np.savez_compressed(path, **{"a.bits": np.zeros(2**28 + 9, np.uint8), "a.shape": np.array([8])})
     with pytest.raises(L3PruneError, match="it unpacks to more than any network's masks"):
         PruningPlan.load(path)
+
+
+def test_plan_prints_what_it_keeps():
+    plan = PruningPlan({"a": np.array([True, False]), "b": np.ones((1, 1, 3, 2), bool)})
+    assert [line.split() for line in str(plan).splitlines()] == [
+        ["layer", "kept", "of", "sparsity"],
+        ["a", "1", "2", "50.00", "%"],
+        ["b", "6", "6", "0.00", "%"],
+        ["all", "layers", "7", "8", "12.50", "%"],
+    ]
