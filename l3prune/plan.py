@@ -92,7 +92,9 @@ class PruningPlan(Mapping[str, np.ndarray]):
         all layers      3     4   25.00 %
         """
         counts = [(layer, int(mask.sum()), mask.size) for layer, mask in self.items()]
-        counts.append(("all layers", *(sum(row[i] for row in counts) for i in (1, 2))))
+        counts.append(
+            ("all layers", sum(kept for _, kept, _ in counts), sum(size for *_, size in counts))
+        )
         width = max(len(layer) for layer, _, _ in counts)
         digits = len(str(counts[-1][2])) + 5
         lines = [f"{'layer':{width}}{'kept':>{digits}}{'of':>{digits}}  sparsity"]

@@ -51,7 +51,7 @@ def make_tiny():
         if "moving_variance" in weight.name:
             weight.assign(rng.uniform(0.5, 1.5, weight.shape))
         elif "kernel" in weight.name:
-            # Not Keras's own random weights, which are others in each session.
+            # Not Keras's own random weights, which differ from run to run.
             weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
         else:
             weight.assign(weight + rng.normal(0, 0.1, weight.shape))
