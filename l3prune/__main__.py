@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = new_folder(args.output_dir) if args.output_dir else contextlib.nullcontext()
     with folder:
         skipped = 0
-        for path in tqdm(list(outputs.values()), unit="file", disable=args.quiet):
+        for path in tqdm(list(outputs.values()), unit="file", disable=args.quiet or None):
             lines = []
             try:
                 with warnings.catch_warnings(record=True) as caught:

@@ -153,6 +153,28 @@ def test_learning_rate_falls_on_a_plateau_and_training_stops_early(pruned, tiny,
     assert again == history
 
 
+def test_the_best_epoch_is_kept_even_when_training_went_on(pruned, tmp_path):
+    """Training pulls away from what validation wants, so the first epoch stays the best."""
+    x = np.random.default_rng(0).uniform(-1, 1, (4, 1, 8000)).astype(np.float32)
+    wanted = inference(pruned)(x)
+
+    def train(first=0):
+        while True:
+            yield x, wanted + 100
+
+    def validate():
+        yield x, wanted
+
+    recipe = Recipe(epochs=3, learning_rate=1e-2, batch_norm="freeze")
+    history = fit(pruned, train, validate, 1, tmp_path / "run", recipe, quiet=True)
+    losses = [row["val_loss"] for row in history]
+    assert losses == sorted(losses)
+    assert bits(pruned) == bits(load_network(tmp_path / "run" / BEST))
+    assert bits(pruned) != bits(load_network(tmp_path / "run" / LATEST))
+    error = np.square(inference(pruned)(x) - wanted).mean()
+    assert error == pytest.approx(history[0]["val_mse"], rel=1e-3)
+
+
 def test_cosine_by_hand(pruned, tiny, sounds, tmp_path):
     _, history = run(
         pruned, tiny, sounds, tmp_path / "run", epochs=4, schedule="cosine", learning_rate=1e-3

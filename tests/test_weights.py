@@ -398,6 +398,14 @@ def test_zip_bomb_is_stopped(tmp_path, monkeypatch):
         load_network(bomb)
 
 
+def test_all_weights_together_are_limited(student, tmp_path, monkeypatch):
+    path = tmp_path / "net.h5"
+    keras_file(path, student, whole=True, front_end=False)
+    monkeypatch.setattr("l3prune.weights._MAX_BYTES", 1_000_000)  # of 1.6 MB, each below 0.6 MB
+    with pytest.raises(L3PruneError, match="unpacks to more than"):
+        load_network(path)
+
+
 def test_flipped_bytes_give_an_error_or_a_network_never_a_crash(student, tmp_path):
     path = tmp_path / "net.h5"
     keras_file(path, student, whole=True, front_end=False)
