@@ -245,10 +245,9 @@ def test_bad_model(network, tmp_path):
     foreign = keras.Sequential([keras.layers.Dense(1, input_shape=(2,))])
     with pytest.raises(ParameterError, match="was not made by create_network"):
         get_embedding(audio, 8000, model=foreign)
-    with pytest.raises(TypeError):
-        get_embedding(
-            audio, 8000, network
-        )  # the model is a keyword, so that no argument is mistaken
+    # The model is a keyword, so that no argument is mistaken for it.
+    with pytest.raises(TypeError, match="positional arguments"):
+        get_embedding(audio, 8000, network)
 
 
 # What comes out does not depend on how it is computed.
