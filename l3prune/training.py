@@ -119,12 +119,13 @@ def fit(
     output_dir: str | os.PathLike[str],
     recipe: Recipe,
     *,
-    loss: str = "mse",
-    metrics: tuple[str, ...] = ("mae", "mse"),
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
     """Train a network in place, to the weights of its best validation loss.
+
+    The loss is the mean squared error, plus the network's weight decay; the mean squared and the
+    mean absolute error alone are the metrics `mse` and `mae`.
 
     After each epoch `model_latest.h5` holds weights, masks, optimizer state and history in one
     atomically written file; a resumed run continues from there bit for bit on CPU.
@@ -143,8 +144,6 @@ def fit(
         Batches.
     output_dir : str or path-like
     recipe : Recipe
-    loss : str
-    metrics : tuple of str
     resume : bool
         Go on from `output_dir`'s latest checkpoint.
     quiet : bool
@@ -153,7 +152,7 @@ def fit(
     Returns
     -------
     history : list of dict
-        One row an epoch: epoch (from 1), learning_rate, loss, metrics, and val_ of each.
+        One row an epoch: epoch (from 1), learning_rate, loss, mae, mse, and val_ of the three.
 
     Raises
     ------
@@ -180,7 +179,7 @@ def fit(
             measure_batch_norm(network, batches(0), min(steps_per_epoch, _CALIBRATION_BATCHES))
         _set_batch_norm_trainable(network, False)
     optimizer = keras.optimizers.Adam(recipe.learning_rate)
-    network.compile(optimizer, loss=loss, metrics=list(metrics))
+    network.compile(optimizer, loss="mse", metrics=["mae", "mse"])
     history = _restore(network, optimizer, output_dir) if resume else []
     stopper = keras.callbacks.EarlyStopping(
         "val_loss", min_delta=recipe.min_delta, patience=recipe.early_stopping_patience
@@ -228,6 +227,14 @@ def measure_batch_norm(
     network: keras.Model, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int
 ) -> None:
     """Set the BatchNorm statistics of a network to the means over some batches, in place.
+
+    Parameters
+    ----------
+    network : keras.Model
+    batches : iterator of (inputs, targets)
+        Inputs as the network takes them; targets are not looked at.
+    count : int
+        How many batches to take, at least 1.
 
     Examples
     --------
