@@ -22,9 +22,14 @@ AMPLITUDE_FLOOR = 1e-10
 DYNAMIC_RANGE_DB = 80.0
 
 
+#: The front ends that published weights need; `docs/front_ends.md` has their equations.
+#: kapre-0.1: L3-Net, EdgeL3, SEA, OpenL3 up to 0.3. kapre-0.3: OpenL3 0.4. librosa: its option.
+FORMS = ("kapre-0.1", "kapre-0.3", "librosa")
+
+
 @dataclass(frozen=True)
 class FrontEnd:
-    """Constants of a log-spectrogram front end as kapre 0.1.4 computes it.
+    """Constants of a log-spectrogram front end.
 
     Attributes
     ----------
@@ -35,15 +40,22 @@ class FrontEnd:
     hop_length : int
         Samples between frames.
     n_mels : int or None
-        Mel bands; None keeps the n_dft // 2 + 1 linear bins.
-    padding : {"same", "valid"}
-        "same" zero-pads as a strided TensorFlow convolution does; "valid" does not pad.
+        Mel bands; None keeps the n_dft // 2 + 1 linear bins, which are the same in all forms.
+    form : str
+        One of `FORMS`. They differ where frames start and in the mel bands: kapre-0.1 pads both
+        ends and has HTK bands of the power spectrum; kapre-0.3 pads the end and librosa centres
+        the frames, both with Slaney's bands of the magnitude spectrum.
+
+    Raises
+    ------
+    ParameterError
+        Unknown form.
 
     Examples
     --------
-    >>> FrontEnd(48000, 2048, 242, 256, "same").shape
+    >>> FrontEnd(48000, 2048, 242, 256).shape
     (256, 199)
-    >>> FrontEnd(48000, 512, 242, None, "valid").shape
+    >>> FrontEnd(48000, 512, 242, None).shape
     (257, 197)
     """
 
@@ -51,42 +63,53 @@ class FrontEnd:
     n_dft: int
     hop_length: int
     n_mels: int | None
-    padding: str
+    form: str = FORMS[0]
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise ParameterError(f"front end {self.form!r} is unknown; known: {', '.join(FORMS)}")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(bands, frames) of one window."""
         bands = self.n_dft // 2 + 1 if self.n_mels is None else self.n_mels
-        if self.padding == "same":
-            return bands, -(-self.sample_rate // self.hop_length)
-        return bands, 1 + (self.sample_rate - self.n_dft) // self.hop_length
+        samples = self.sample_rate + sum(self.edge_padding)
+        return bands, 1 + (samples - self.n_dft) // self.hop_length
 
     @property
     def edge_padding(self) -> tuple[int, int]:
         """Zeros put before and after a window, in samples."""
-        if self.padding == "valid":
+        if self.n_mels is None:
             return 0, 0
-        frames = self.shape[1]
+        if self.form == "librosa":
+            return self.n_dft // 2, self.n_dft // 2
+        frames = -(-self.sample_rate // self.hop_length)
         total = max((frames - 1) * self.hop_length + self.n_dft - self.sample_rate, 0)
-        return total // 2, total - total // 2
+        before = total // 2 if self.form == "kapre-0.1" else 0
+        return before, total - before
+
+    @property
+    def mel_of_power(self) -> bool:
+        """Mel bands sum power, and the root is taken after; otherwise they sum magnitudes."""
+        return self.form == "kapre-0.1"
 
     def analysis_window(self) -> np.ndarray:
         """Periodic Hann window, (n_dft,) float64."""
         return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(self.n_dft) / self.n_dft)
 
     def mel_matrix(self) -> np.ndarray:
-        """Mel filterbank, (n_dft // 2 + 1, n_mels) float64: HTK scale, area-normalised triangles.
+        """Mel filterbank, (n_dft // 2 + 1, n_mels) float64: area-normalised triangles.
 
-        Mel bands narrower than a DFT bin are empty rows (bands 0 and 7 of mel256); the published
-        weights were trained with them.
+        With kapre-0.1's HTK scale, bands narrower than a DFT bin are empty (bands 0 and 7 of
+        mel256); the published weights were trained with them.
         """
         if self.n_mels is None:
             raise ParameterError("a linear front end has no mel matrix; set n_mels")
-        return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels)
+        return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels, self.form == "kapre-0.1")
 
 
 @functools.cache
-def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int) -> np.ndarray:
+def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int, htk: bool) -> np.ndarray:
     import warnings
 
     import librosa
@@ -94,20 +117,20 @@ def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int) -> np.ndarray:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Empty filters detected")
         matrix = librosa.filters.mel(
-            sr=sample_rate, n_fft=n_dft, n_mels=n_mels, htk=True, norm="slaney", dtype=np.float64
+            sr=sample_rate, n_fft=n_dft, n_mels=n_mels, htk=htk, norm="slaney", dtype=np.float64
         ).T
     matrix.flags.writeable = False
     return matrix
 
 
 def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
-    """Log-mel (or log-linear) spectrogram of one-second windows, as kapre 0.1.4 computes it.
+    """Log-mel (or log-linear) spectrogram of one-second windows.
 
-    y = sqrt(mel(|X|^2)), then 10 log10(max(y, 1e-10)), minus the window's maximum, at least -80.
-    The logarithm is of an amplitude, so a step of 10 is 20 dB of level; published weights depend
-    on it. The DFT is an FFT in float64. kapre's float32 convolution with a DFT matrix rounds where
-    a band is more than 110 dB of level below the window's peak, and its output is noise there;
-    elsewhere both agree to 0.0011.
+    y = sqrt(mel(|X|^2)) or mel(|X|), see `FrontEnd`; then 10 log10(max(y, 1e-10)), minus the
+    window's maximum, at least -80. The logarithm is of an amplitude, so a step of 10 is 20 dB of
+    level; published weights depend on it. The DFT is an FFT in float64. kapre 0.1's float32
+    convolution with a DFT matrix rounds where a band is more than 110 dB of level below the
+    window's peak, and its output is noise there; elsewhere both agree to 0.0011.
 
     Parameters
     ----------
@@ -127,7 +150,7 @@ def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
 
     Examples
     --------
-    >>> front_end = FrontEnd(8000, 1024, 160, 64, "same")
+    >>> front_end = FrontEnd(8000, 1024, 160, 64)
     >>> log_spectrogram(np.zeros((2, 8000)), front_end).shape
     (2, 64, 50, 1)
     """
@@ -144,10 +167,12 @@ def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
         padded = np.pad(window.astype(np.float64), front_end.edge_padding)
         every = np.lib.stride_tricks.sliding_window_view(padded, front_end.n_dft)
         bins = np.fft.rfft(every[:: front_end.hop_length] * hann)
-        power = bins.real**2 + bins.imag**2
-        if front_end.n_mels is not None:
-            power = power @ front_end.mel_matrix()
-        level = 10 * np.log10(np.maximum(np.sqrt(power), AMPLITUDE_FLOOR))
+        amplitude = np.abs(bins)
+        if front_end.n_mels is not None and front_end.mel_of_power:
+            amplitude = np.sqrt(amplitude**2 @ front_end.mel_matrix())
+        elif front_end.n_mels is not None:
+            amplitude = amplitude @ front_end.mel_matrix()
+        level = 10 * np.log10(np.maximum(amplitude, AMPLITUDE_FLOOR))
         result[:, :, 0] = np.maximum(level - level.max(), -DYNAMIC_RANGE_DB).T
     return spectrogram
 

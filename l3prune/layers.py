@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, FrontEnd
+from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, FORMS, FrontEnd
 from l3prune.errors import ParameterError
 
 
@@ -104,20 +104,20 @@ class LogMelSpectrogram(keras.layers.Layer):
 
     Parameters
     ----------
-    sample_rate, n_dft, hop_length, n_mels, padding
+    sample_rate, n_dft, hop_length, n_mels, form
         See `audio.FrontEnd`.
 
     Examples
     --------
-    >>> layer = LogMelSpectrogram(8000, 1024, 160, 64, "same")
+    >>> layer = LogMelSpectrogram(8000, 1024, 160, 64)
     >>> tuple(layer(tf.zeros((2, 1, 8000))).shape)
     (2, 64, 50, 1)
     """
 
-    def __init__(self, sample_rate, n_dft, hop_length, n_mels, padding, **kwargs):
+    def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=FORMS[0], **kwargs):
         # Half precision would round the waveform to 11 bits before the transform.
         super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
-        self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, padding)
+        self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, form)
 
     def call(self, inputs):
         front_end = self.front_end
@@ -127,9 +127,13 @@ class LogMelSpectrogram(keras.layers.Layer):
         frames = tf.cast(tf.signal.frame(audio, front_end.n_dft, front_end.hop_length), tf.float64)
         bins = tf.signal.rfft(frames * front_end.analysis_window())
         power = tf.cast(tf.math.real(bins) ** 2 + tf.math.imag(bins) ** 2, tf.float32)
-        if front_end.n_mels is not None:
-            power = tf.matmul(power, front_end.mel_matrix().astype(np.float32))
-        amplitude = tf.maximum(tf.sqrt(power), AMPLITUDE_FLOOR)
+        if front_end.n_mels is None:
+            amplitude = tf.sqrt(power)
+        elif front_end.mel_of_power:
+            amplitude = tf.sqrt(tf.matmul(power, front_end.mel_matrix().astype(np.float32)))
+        else:
+            amplitude = tf.matmul(tf.sqrt(power), front_end.mel_matrix().astype(np.float32))
+        amplitude = tf.maximum(amplitude, AMPLITUDE_FLOOR)
         level = tf.math.log(amplitude) * np.float32(10 / np.log(10))
         level -= tf.reduce_max(level, axis=(1, 2), keepdims=True)
         level = tf.maximum(level, -DYNAMIC_RANGE_DB)
@@ -148,5 +152,5 @@ class LogMelSpectrogram(keras.layers.Layer):
             "n_dft": front_end.n_dft,
             "hop_length": front_end.hop_length,
             "n_mels": front_end.n_mels,
-            "padding": front_end.padding,
+            "form": front_end.form,
         }

@@ -1,4 +1,4 @@
-"""Weight files: read published layouts, read and write our own checkpoint. h5py only.
+"""Weight files: load networks, write our own checkpoint. h5py only.
 
 Our checkpoint is one .h5 file in Keras's `save_weights` layout, masks included, whose root
 attribute `l3prune` holds the network's name and builder arguments as JSON: all that
@@ -8,15 +8,11 @@ is, its sha256, where it comes from) and, for a masked network, the masks as a .
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
 import io
 import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,39 +20,12 @@ import h5py
 import numpy as np
 import tf_keras as keras
 
-from l3prune import __version__, graph, surgery
+from l3prune import __version__, graph, layouts, surgery
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, write_json
 from l3prune.layers import MaskedConv2D
-from l3prune.networks import create_network, l3, list_networks, network_config
+from l3prune.networks import create_network, list_networks, network_config
 from l3prune.plan import PruningPlan
-
-#: A file with more, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
-_MAX_BYTES = 2 * 2**30
-_MAX_LAYERS = 1000
-_MAX_SMALL_CHUNK = 2**20
-
-_KINDS = {
-    ("bias", "kernel"): "convolution",
-    ("bias", "kernel", "mask"): "convolution",
-    ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
-}
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One weighted layer of a file: its name, its kind, its arrays by short name.
-
-    Examples
-    --------
-    >>> layer = LayerWeights("conv2d_8", "convolution", {"kernel": np.zeros((3, 3, 1, 8))})
-    >>> layer.arrays["kernel"].shape[-1]
-    8
-    """
-
-    name: str
-    kind: str
-    arrays: dict[str, np.ndarray]
 
 
 def save_network(
@@ -178,17 +147,18 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
     """Load a network from a weight file, which may be gzipped.
 
     Our own checkpoints say what they are. In others (Keras `save_weights` or whole-model files of
-    the L3 family) weights are matched by kind and order; layer names are free, and stored code
-    or configuration is never used.
+    the L3 family, see `layouts`) the network is detected, and weights are matched by kind and
+    order; layer names are free, and stored code or configuration is never used.
 
     Parameters
     ----------
     path : str or path-like
         .h5 or .h5.gz.
     name : str or None
-        What the file must hold; None detects it.
+        What the file must hold; None detects it. "vision" takes the image half of an
+        audio-visual file, None its audio half.
     **arguments
-        Passed to `create_network`, in place of the stored ones.
+        Passed to `create_network`, in place of those stored or detected.
 
     Returns
     -------
@@ -209,18 +179,19 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
     """
     if name is not None and name not in list_networks():
         raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
-    with _open(path) as file:
-        description = _description(file, path)
-        layers, front_end_shape = _read_layers(file, path)
+    with layouts.open_file(path) as file:
+        description = layouts.description(file, path)
+        layers, front_end_shape = layouts.read_layers(file, path)
     if description is not None:
         stored = description["network"]
         if name is not None and name != stored:
             raise L3PruneError(f"{path} holds the network {stored}, not {name}")
         name = stored
-        _check_filters(layers, description["arguments"].get("filters"), name, path)
+        layouts.check_filters(layers, description["arguments"].get("filters"), name, path)
         arguments = {**description["arguments"], **arguments}
-    elif name is None:
-        name = _detect(layers, front_end_shape, path)
+    else:
+        name, detected, layers = layouts.detect(layers, front_end_shape, name, path)
+        arguments = {**detected, **arguments}
     network = create_network(name, **arguments)
     masks = {
         layer.name: layer.arrays["mask"].astype(bool) for layer in layers if "mask" in layer.arrays
@@ -242,11 +213,11 @@ def read_attachment(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     >>> read_attachment(path)["steps"]
     array([3])
     """
-    with _open(path) as file:
-        group = _member(file, "attachment", path)
+    with layouts.open_file(path) as file:
+        group = layouts.member(file, "attachment", path)
         if not isinstance(group, h5py.Group):
             return {}
-        return {name: _read(group, name, path) for name in group}
+        return {name: layouts.read_array(group, name, path) for name in group}
 
 
 def fingerprint(network: keras.Model) -> str:
@@ -264,173 +235,7 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextlib.contextmanager
-def _open(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
-    path = Path(path)
-    if not path.is_file():
-        raise L3PruneError(f"no such weight file: {path}")
-    try:
-        source: Any = path
-        if path.suffix == ".gz":
-            with gzip.open(path) as packed:
-                content = packed.read(_MAX_BYTES + 1)
-            if len(content) > _MAX_BYTES:
-                raise L3PruneError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
-            source = io.BytesIO(content)
-        with h5py.File(source, "r") as file:
-            yield file
-    except L3PruneError:
-        raise
-    except (OSError, EOFError, zlib.error) as error:
-        raise L3PruneError(f"{path} is not an HDF5 weight file, or is damaged: {error}") from error
-    except (KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:
-        # h5py's answers to damaged metadata.
-        raise L3PruneError(f"{path} is damaged: {error!r}") from error
-
-
-def _description(file: h5py.File, path) -> dict[str, Any] | None:
-    """What our own checkpoint says of itself; None for other files."""
-    if "l3prune" not in file.attrs:
-        return None
-    try:
-        description = json.loads(file.attrs["l3prune"])
-        if not isinstance(description["network"], str):
-            raise TypeError("the network's name is not a text")
-        if not isinstance(description["arguments"], dict):
-            raise TypeError("the network's arguments are not a mapping")
-    except (ValueError, TypeError, KeyError) as error:
-        raise L3PruneError(f"{path}: the description of the network is damaged: {error}") from error
-    return description
-
-
-def _read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, ...] | None]:
-    """Weighted layers in order, and the shape of the front end's mel matrix or DFT kernel."""
-    root = _member(file, "model_weights", path) or file
-    if "layer_names" not in root.attrs:
-        raise L3PruneError(
-            f"{path} is an HDF5 file but no Keras weight file: it has no layer_names"
-        )
-    layers = []
-    front_end_shape = None
-    names = _texts(root.attrs["layer_names"])
-    if len(names) > _MAX_LAYERS or len(set(names)) < len(names):
-        raise L3PruneError(f"{path} lists {len(names)} layers, too many or one of them twice")
-    size = 0
-    for layer_name in names:
-        group = _member(root, layer_name, path)
-        if not isinstance(group, h5py.Group):
-            raise L3PruneError(f"{path}: layer {layer_name} is listed but missing")
-        arrays: dict[str, np.ndarray] = {}
-        for weight_name in _texts(group.attrs.get("weight_names", [])):
-            short = weight_name.split("/")[-1].split(":")[0]
-            if short in arrays:
-                raise L3PruneError(f"{path}: layer {layer_name} has two weights called {short}")
-            arrays[short] = _read(group, weight_name, path)
-            size += arrays[short].nbytes
-            if size > _MAX_BYTES:
-                raise L3PruneError(f"{path} unpacks to more than {_MAX_BYTES >> 30} GiB")
-        if not arrays:
-            continue
-        if "spectrogram" in layer_name:
-            # Constants of kapre's front end; ours computes them.
-            front_end_shape = list(arrays.values())[-1].shape
-            continue
-        kind = _KINDS.get(tuple(sorted(arrays)))
-        if kind is None:
-            raise L3PruneError(
-                f"{path}: layer {layer_name} has weights {', '.join(sorted(arrays))}; an L3 audio "
-                "network has convolutions and batch normalisations only"
-            )
-        if kind == "batch normalisation" and (arrays["moving_variance"] < 0).any():
-            raise L3PruneError(f"{path}: layer {layer_name} has a negative variance")
-        layers.append(LayerWeights(layer_name, kind, arrays))
-    return layers, front_end_shape
-
-
-def _texts(names) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in names]
-
-
-def _member(group: h5py.Group, name: str, path):
-    """A member that is stored in the file itself, or None.
-
-    Links to other files would let a weight file read what its user can read.
-    """
-    for part in [part for part in name.split("/") if part]:
-        if not isinstance(group, h5py.Group):
-            return None
-        link = group.get(part, getlink=True)
-        if link is None:
-            return None
-        if not isinstance(link, h5py.HardLink):
-            raise L3PruneError(f"{path}: {name} is a link; weight files hold their own data")
-        group = group[part]
-    return group
-
-
-def _read(group: h5py.Group, name: str, path) -> np.ndarray:
-    dataset = _member(group, name, path)
-    if not isinstance(dataset, h5py.Dataset):
-        raise L3PruneError(f"{path}: weight {name} is listed but missing")
-    if dataset.external or dataset.is_virtual:
-        raise L3PruneError(f"{path}: weight {name} is stored outside the file")
-    # Reading one value unpacks its whole chunk.
-    chunk = int(np.prod(dataset.chunks or (), dtype=object)) * dataset.dtype.itemsize
-    if (
-        dataset.dtype.kind not in "fiub"
-        or dataset.nbytes > _MAX_BYTES
-        or chunk > max(dataset.nbytes, _MAX_SMALL_CHUNK)
-    ):
-        raise L3PruneError(f"{path}: weight {name} is {dataset.dtype} of shape {dataset.shape}")
-    array = dataset[()]
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise L3PruneError(f"{path}: weight {name} has NaN or infinite values")
-    return array
-
-
-def _filters(layers: list[LayerWeights]) -> tuple[int, ...]:
-    return tuple(
-        layer.arrays["kernel"].shape[-1] for layer in layers if layer.kind == "convolution"
-    )
-
-
-def _check_filters(layers: list[LayerWeights], stored, name: str, path) -> None:
-    """Before a network of the size that a file claims is built: the file must hold one."""
-    if name not in l3.SPECS:
-        raise L3PruneError(f"{path} holds network {name!r}; known: {', '.join(l3.SPECS)}")
-    claimed = l3.SPECS[name].filters if stored is None else stored
-    if list(claimed) != list(_filters(layers)):
-        raise L3PruneError(f"{path} claims {claimed} filters and holds {_filters(layers)}")
-
-
-def _detect(layers: list[LayerWeights], front_end_shape, path) -> str:
-    """Name of the L3 network whose filters, and front end if there is one, the file has."""
-    filters = _filters(layers)
-    fits = []
-    for candidate, spec in l3.SPECS.items():
-        front_end = spec.front_end
-        bins = front_end.n_dft // 2 + 1
-        # kapre stores the mel matrix last; its linear front end, a DFT kernel.
-        shapes = (
-            [(bins, front_end.n_mels)]
-            if front_end.n_mels is not None
-            else [(front_end.n_dft, 1, 1, bins)]
-        )
-        if spec.filters == filters and (front_end_shape is None or front_end_shape in shapes):
-            fits.append(candidate)
-    if not fits:
-        raise L3PruneError(
-            f"{path} holds no known network: its convolutions have {list(filters)} filters; "
-            f"known networks: {', '.join(l3.SPECS)}"
-        )
-    if len(fits) > 1:
-        raise L3PruneError(
-            f"{path} fits {', '.join(fits)}, which differ in the front end only; say which it is"
-        )
-    return fits[0]
-
-
-def _assign(network: keras.Model, layers: list[LayerWeights], path) -> None:
+def _assign(network: keras.Model, layers: list[layouts.LayerWeights], path) -> None:
     targets = [layer for layer in network.layers if layer.weights]
     # The L3 embedding is taken before the last BatchNorm, which full audio networks hold.
     if len(layers) == len(targets) + 1 and layers[-1].kind == "batch normalisation":

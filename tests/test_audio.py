@@ -1,3 +1,4 @@
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -5,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l3prune.audio import (
+    FORMS,
     FrontEnd,
     find_audio,
     frame_audio,
@@ -15,9 +17,9 @@ from l3prune.audio import (
 from l3prune.errors import L3PruneError, ParameterError
 from tests.conftest import chirp
 
-SEA = FrontEnd(8000, 1024, 160, 64, "same")
-MEL256 = FrontEnd(48000, 2048, 242, 256, "same")
-LINEAR = FrontEnd(48000, 512, 242, None, "valid")
+SEA = FrontEnd(8000, 1024, 160, 64)
+MEL256 = FrontEnd(48000, 2048, 242, 256)
+LINEAR = FrontEnd(48000, 512, 242, None)
 
 
 @pytest.mark.shared
@@ -78,7 +80,7 @@ def test_mel_matrix_has_the_published_peaks_and_empty_bands():
     assert matrix.shape == (1025, 256)
     assert matrix.max() == pytest.approx(0.085093, abs=1e-6)
     assert np.flatnonzero(~matrix.any(axis=0)).tolist() == [0, 7]
-    mel128 = FrontEnd(48000, 2048, 242, 128, "same").mel_matrix()
+    mel128 = FrontEnd(48000, 2048, 242, 128).mel_matrix()
     assert mel128.max() == pytest.approx(0.040738, abs=1e-6)
     assert SEA.mel_matrix().max() == pytest.approx(0.0415444, abs=1e-7)
 
@@ -89,6 +91,79 @@ def test_silence_is_zero_and_empty_bands_are_minus_eighty():
     spectrogram = log_spectrogram(noise, MEL256)[0, :, :, 0]
     assert (spectrogram[[0, 7]] == -80).all()
     assert (spectrogram[[1, 6, 8]] > -80).all()
+
+
+def sounds_of_many_levels(rate):
+    """One-second windows: tones, noise, a quiet sound, one that stops, silence."""
+    rng = np.random.default_rng(6)
+    return np.stack(
+        [
+            chirp(1, rate).astype(np.float64),
+            rng.normal(0, 0.1, rate),
+            1e-5 * rng.normal(0, 0.1, rate),
+            rng.normal(0, 0.1, rate) * (np.arange(rate) < rate // 3),
+            np.zeros(rate),
+        ]
+    )
+
+
+@pytest.mark.parametrize("n_mels", [128, 256])
+def test_librosa_form_is_librosas_own(n_mels):
+    """OpenL3 0.4 with frontend="librosa": mel of the magnitude, dB as if of a power."""
+    windows = sounds_of_many_levels(48000)
+    ours = log_spectrogram(windows, FrontEnd(48000, 2048, 242, n_mels, "librosa"))
+    for window, result in zip(windows, ours, strict=True):
+        mel = librosa.feature.melspectrogram(
+            y=window, sr=48000, n_fft=2048, hop_length=242, n_mels=n_mels, power=1.0
+        )
+        expected = librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=80.0)
+        np.testing.assert_allclose(result[:, :, 0], expected - expected.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("n_mels", [128, 256])
+def test_kapre_0_3_form_is_librosas_without_centring(n_mels):
+    """OpenL3 0.4 with frontend="kapre": frame t starts at sample 242 t, zeros behind the end."""
+    windows = sounds_of_many_levels(48000)
+    front_end = FrontEnd(48000, 2048, 242, n_mels, "kapre-0.3")
+    assert front_end.edge_padding == (0, 198 * 242 + 2048 - 48000)
+    for window, result in zip(windows, log_spectrogram(windows, front_end), strict=True):
+        mel = librosa.feature.melspectrogram(
+            y=np.pad(window, front_end.edge_padding),
+            sr=48000,
+            n_fft=2048,
+            hop_length=242,
+            n_mels=n_mels,
+            power=1.0,
+            center=False,
+        )
+        assert mel.shape == (n_mels, 199)
+        expected = librosa.power_to_db(mel, ref=1.0, amin=1e-10, top_db=80.0)
+        np.testing.assert_allclose(result[:, :, 0], expected - expected.max(), atol=1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_linear_form_is_librosas_magnitude(form):
+    windows = sounds_of_many_levels(48000)
+    ours = log_spectrogram(windows, FrontEnd(48000, 512, 242, None, form))
+    for window, result in zip(windows, ours, strict=True):
+        magnitude = np.abs(librosa.stft(window, n_fft=512, hop_length=242, center=False))
+        expected = librosa.power_to_db(magnitude, ref=1.0, amin=1e-10, top_db=80.0)
+        np.testing.assert_allclose(result[:, :, 0], expected - expected.max(), atol=1e-4)
+
+
+def test_forms_differ_by_decibels_and_not_by_shape():
+    window = np.random.default_rng(0).normal(0, 0.1, (1, 48000))
+    kapre_1, kapre_3, librosa_form = (
+        log_spectrogram(window, FrontEnd(48000, 2048, 242, 256, form)) for form in FORMS
+    )
+    assert kapre_1.shape == kapre_3.shape == librosa_form.shape == (1, 256, 199, 1)
+    for one, other in ((kapre_1, kapre_3), (kapre_1, librosa_form), (kapre_3, librosa_form)):
+        assert np.abs(one - other).mean() > 0.5
+
+
+def test_unknown_form():
+    with pytest.raises(ParameterError, match=r"'kapre' is unknown; known: kapre-0\.1, kapre-0\.3"):
+        FrontEnd(48000, 2048, 242, 256, "kapre")
 
 
 def test_level_is_relative_to_each_window_not_to_the_batch():

@@ -9,9 +9,11 @@ from l3prune.layers import LogMelSpectrogram, MaskedConv2D
 from tests.conftest import chirp
 
 FRONT_ENDS = {
-    "sea": FrontEnd(8000, 1024, 160, 64, "same"),
-    "mel256": FrontEnd(48000, 2048, 242, 256, "same"),
-    "linear": FrontEnd(48000, 512, 242, None, "valid"),
+    "sea": FrontEnd(8000, 1024, 160, 64),
+    "mel256": FrontEnd(48000, 2048, 242, 256),
+    "linear": FrontEnd(48000, 512, 242, None),
+    "mel128, kapre-0.3": FrontEnd(48000, 2048, 242, 128, "kapre-0.3"),
+    "mel256, librosa": FrontEnd(48000, 2048, 242, 256, "librosa"),
 }
 
 
@@ -21,7 +23,7 @@ def layer_of(front_end, **kwargs):
         front_end.n_dft,
         front_end.hop_length,
         front_end.n_mels,
-        front_end.padding,
+        front_end.form,
         **kwargs,
     )
 

@@ -242,7 +242,7 @@ def test_other_networks(tmp_path, tiny):
     path = tmp_path / "dense.h5"
     dense = keras.Sequential([keras.layers.Dense(3, input_shape=(2,))])
     dense.save_weights(path)
-    with pytest.raises(L3PruneError, match=r"layer dense\S* has weights|holds no known network"):
+    with pytest.raises(L3PruneError, match="holds no convolutions of an audio or image net"):
         load_network(path)
     save_network(tiny, tmp_path / "net.h5")
     with pytest.raises(L3PruneError, match="holds the network sea64, not mel256"):
@@ -391,7 +391,7 @@ def test_damaged_gzip(tmp_path, student):
 
 
 def test_zip_bomb_is_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr("l3prune.weights._MAX_BYTES", 10_000)
+    monkeypatch.setattr("l3prune.layouts._MAX_BYTES", 10_000)
     bomb = tmp_path / "bomb.h5.gz"
     bomb.write_bytes(gzip.compress(b"\0" * 1_000_000))
     with pytest.raises(L3PruneError, match="unpacks to more than"):
@@ -401,7 +401,7 @@ def test_zip_bomb_is_stopped(tmp_path, monkeypatch):
 def test_all_weights_together_are_limited(student, tmp_path, monkeypatch):
     path = tmp_path / "net.h5"
     keras_file(path, student, whole=True, front_end=False)
-    monkeypatch.setattr("l3prune.weights._MAX_BYTES", 1_000_000)  # of 1.6 MB, each below 0.6 MB
+    monkeypatch.setattr("l3prune.layouts._MAX_BYTES", 1_000_000)  # of 1.6 MB, each below 0.6 MB
     with pytest.raises(L3PruneError, match="unpacks to more than"):
         load_network(path)
 
