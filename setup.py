@@ -17,6 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["l3prune", "l3prune.*", "classifier", "classifier.*"]),
+    package_data={"l3prune": ["published.csv"]},
     python_requires=">=3.10",
     install_requires=[
         "tensorflow>=2.21",  # networks and training
@@ -31,6 +32,9 @@ setup(
         "soxr>=0.3",  # resampling
         "matplotlib>=3.7",  # figures of reports
         "filelock>=3.12",  # jobs that share a cache wait for each other
+        "platformdirs>=3.0",  # the user's cache folder
+        "requests>=2.28",  # downloads of published weights
+        "pillow>=9.1",  # image files
         "tqdm>=4.60",  # progress bars
         "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
     ],

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "L3PruneError": "l3prune.errors",
+    "L3PruneWarning": "l3prune.embedding",
     "ParameterError": "l3prune.errors",
     "PruningPlan": "l3prune.plan",
     "Report": "l3prune.evaluation",
@@ -19,7 +20,9 @@ _HOMES = {
     "create_network": "l3prune.networks",
     "distill": "l3prune.distillation",
     "get_embedding": "l3prune.embedding",
+    "get_image_embedding": "l3prune.images",
     "list_networks": "l3prune.networks",
+    "load_model": "l3prune.embedding",
     "load_network": "l3prune.weights",
     "plan_global": "l3prune.plan",
     "plan_layerwise": "l3prune.plan",

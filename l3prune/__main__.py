@@ -1,74 +1,161 @@
-"""python -m l3prune: embeddings of audio files."""
+"""python -m l3prune: embeddings of audio files and of images."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from l3prune.audio import find_audio
+from l3prune.audio import AUDIO_EXTENSIONS
 from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import new_folder
+from l3prune.files import find_files, new_folder
 from l3prune.quiet import load_tensorflow
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+#: Flags that choose published weights, and the option of `models.select` that each stands for.
+_WEIGHTS = {
+    "audio": {
+        "model_type": "model_type",
+        "emb_dim": "emb_dim",
+        "retrain_type": "retrain_type",
+        "model_sparsity": "sparsity",
+        "input_repr": "input_repr",
+        "content_type": "content_type",
+        "audio_embedding_size": "embedding_size",
+        "audio_frontend": "frontend",
+    },
+    "image": {
+        "input_repr": "input_repr",
+        "content_type": "content_type",
+        "image_embedding_size": "embedding_size",
+    },
+}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m l3prune",
+        usage="python -m l3prune [audio | image] [options] INPUT [INPUT ...]",
         description="Write the embedding of each audio file as .npz with the arrays `embedding` "
-        "(windows, size) float32 and `timestamps` (windows,) in seconds.",
+        "(windows, size) float32 and `timestamps` (windows,) in seconds. With `image` in front, "
+        "of each image file, `embedding` (1, size); with `audio` in front, OpenL3's weights are "
+        "the default instead of EdgeL3's.",
         epilog="Exit code: 0 all written, 1 some files were skipped (each is named), 2 wrong "
         "arguments or no file written.",
     )
-    parser.add_argument("inputs", nargs="+", help="audio files, and folders searched for them")
-    parser.add_argument("--model", required=True, help="weight file of the network (.h5, .h5.gz)")
-    parser.add_argument("--output-dir", "-o", help="default: beside each audio file")
-    parser.add_argument("--suffix", "-x", help="put behind the file's name, after an underscore")
-    parser.add_argument(
-        "--hop-size", "-t", type=float, default=0.1, help="seconds between windows (%(default)s)"
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="files, and folders of files")
+    add = parser.add_argument
+    add("--output-dir", "-o", help="default: beside each file")
+    add("--suffix", "-x", help="put behind the file's name, after an underscore")
+    add("--overwrite", "-ow", action="store_true", help="make outputs that exist already anew")
+    add("--quiet", "-q", action="store_true", help="no progress, no warnings")
+
+    audio = parser.add_argument_group("windows")
+    audio.add_argument(
+        "--hop-size",
+        "--audio-hop-size",
+        "-t",
+        type=float,
+        default=0.1,
+        metavar="S",
+        help="seconds between windows (%(default)s)",
     )
-    parser.add_argument(
+    audio.add_argument(
         "--no-centering",
+        "--no-audio-centering",
         "-n",
         action="store_true",
         help="first window starts at the first sample, instead of being centred on it",
     )
-    parser.add_argument(
-        "--batch-size", type=int, default=32, help="windows computed at once (%(default)s)"
+    audio.add_argument(
+        "--batch-size",
+        "--audio-batch-size",
+        "-ab",
+        type=int,
+        default=32,
+        metavar="N",
+        help="windows computed at once (%(default)s)",
     )
-    parser.add_argument("--quiet", "-q", action="store_true", help="no progress, no warnings")
+
+    network = parser.add_argument_group(
+        "network", "a file or a name, or what chooses one of EdgeL3's or OpenL3's published weights"
+    )
+    add = network.add_argument
+    add(
+        "--model",
+        help="weight file (.h5, .h5.gz), or a name of `python -m l3prune.models list`; default: "
+        "edgel3:sparse-95.45-ft",
+    )
+    add("--model-type", "-mtype", metavar="TYPE", help="EdgeL3: sparse or sea (sparse)")
+    add("--emb-dim", "-e", type=int, metavar="N", help="EdgeL3, sea: 512, 256, 128 or 64 (128)")
+    add("--retrain-type", "-retrain", metavar="TYPE", help="EdgeL3, sparse: ft or kd (ft)")
+    add(
+        "--model-sparsity",
+        "-sp",
+        type=float,
+        metavar="PERCENT",
+        help="EdgeL3, sparse: 53.5, 63.5, 72.3, 73.5, 81.0, 87.0, 90.5 or 95.45 (95.45)",
+    )
+    add("--input-repr", "-i", metavar="REPR", help="OpenL3: linear, mel128 or mel256 (mel256)")
+    add("--content-type", "-c", metavar="TYPE", help="OpenL3: music or env (music)")
+    add(
+        "--audio-embedding-size",
+        "-as",
+        type=int,
+        metavar="N",
+        help="OpenL3, audio: 6144 or 512 (6144)",
+    )
+    add("--audio-frontend", "-af", metavar="NAME", help="OpenL3: kapre or librosa (kapre)")
+    add(
+        "--image-embedding-size",
+        "-is",
+        type=int,
+        metavar="N",
+        help="OpenL3, image: 8192 or 512 (8192)",
+    )
+    add(
+        "--image-batch-size",
+        "-ib",
+        type=int,
+        metavar="N",
+        help="taken from scripts for openl3; each image file is computed alone",
+    )
     return parser
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `python -m l3prune --help`."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    # OpenL3's first word; a file of that name is a file all the same.
+    word = argv.pop(0) if argv[:1] in (["audio"], ["image"]) and not Path(argv[0]).exists() else ""
     args = _parser().parse_args(argv)
-    files: list[Path] = []
-    for given in map(Path, args.inputs):
-        if given.is_dir():
-            files += find_audio(given)
-        elif given.exists():
-            files.append(given)
-        else:
-            raise L3PruneError(f"no such file or folder: {given}")
-    if not files:
-        raise L3PruneError(f"no audio files (wav, flac, ogg, mp3) in {', '.join(args.inputs)}")
+    kind = word or "audio"
+    weights = {
+        option: getattr(args, flag)
+        for flag, option in _WEIGHTS[kind].items()
+        if getattr(args, flag) is not None
+    }
+    for flag in {*_WEIGHTS["audio"], *_WEIGHTS["image"]} - set(_WEIGHTS[kind]):
+        if getattr(args, flag) is not None:
+            raise ParameterError(f"--{flag.replace('_', '-')} is not for {kind} files")
+    if args.model and weights:
+        raise ParameterError(
+            f"--model is given, and {', '.join(weights)}, which choose published weights; give "
+            "one or the other"
+        )
+    if word == "audio" and not args.model:
+        weights.setdefault("content_type", "music")  # OpenL3's
+    files = _find(args.inputs, kind)
 
     load_tensorflow()
-    import numpy as np
-    from tqdm import tqdm
-
-    from l3prune.embedding import (
-        L3PruneWarning,
-        get_embedding,
-        load_model,
-        output_path,
-        process_file,
-    )
+    from l3prune.embedding import output_path
 
     outputs: dict[Path, Path] = {}
     for path in files:
@@ -79,9 +166,38 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{other} and {path} would both be written to {output}; embed them one by one, "
                 "with different --suffix or --output-dir"
             )
-    model = load_model(args.model)
+    process = _images(args, weights) if kind == "image" else _audio(args, weights)
+    wanted = [path for output, path in outputs.items() if args.overwrite or not output.is_file()]
+    kept = len(outputs) - len(wanted)
+    if kept and not args.quiet:
+        print(f"kept: {kept} outputs that exist already; --overwrite makes them anew")
+    return _process_all(wanted, process, args, nothing_kept=not kept)
+
+
+def _find(inputs: Sequence[str], kind: str) -> list[Path]:
+    endings = IMAGE_EXTENSIONS if kind == "image" else AUDIO_EXTENSIONS
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files += find_files(given, endings)
+        elif given.exists():
+            files.append(given)
+        else:
+            raise L3PruneError(f"no such file or folder: {given}")
+    if not files:
+        raise L3PruneError(f"no {kind} files ({', '.join(endings[:4])}, …) in {', '.join(inputs)}")
+    return files
+
+
+def _audio(args: argparse.Namespace, weights: dict[str, Any]) -> Callable[..., Path]:
+    import numpy as np
+
+    from l3prune import models
+    from l3prune.embedding import L3PruneWarning, get_embedding, load_model, process_file
+
+    name, arguments = (args.model, {}) if args.model else models.select(**weights)
     options = {
-        "model": model,
+        "model": load_model(name, **arguments),
         "hop_size": args.hop_size,
         "center": not args.no_centering,
         "batch_size": args.batch_size,
@@ -90,23 +206,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Wrong options show here, once, and not as a reason to skip every file.
         warnings.simplefilter("ignore", L3PruneWarning)
         get_embedding(np.zeros(1), 8000, **options)
+    return functools.partial(process_file, verbose=not args.quiet, **options)
+
+
+def _images(args: argparse.Namespace, weights: dict[str, Any]) -> Callable[..., Path]:
+    import numpy as np
+
+    from l3prune import models
+    from l3prune.embedding import load_model
+    from l3prune.images import get_image_embedding, process_image_file
+
+    name, arguments = (args.model, {}) if args.model else models.select_image(**weights)
+    model = load_model(name, **arguments)
+    # Refuses other networks once, and not for every file.
+    get_image_embedding(np.zeros((224, 224, 3)), model=model, batch_size=args.image_batch_size or 1)
+    return functools.partial(process_image_file, model=model)
+
+
+def _process_all(
+    paths: Sequence[Path],
+    process: Callable[..., Path],
+    args: argparse.Namespace,
+    *,
+    nothing_kept: bool,
+) -> int:
+    from tqdm import tqdm
+
+    from l3prune.embedding import L3PruneWarning
+
     folder = new_folder(args.output_dir) if args.output_dir else contextlib.nullcontext()
     with folder:
         skipped = 0
-        for path in tqdm(list(outputs.values()), unit="file", disable=args.quiet or None):
+        for path in tqdm(paths, unit="file", disable=args.quiet or None):
             lines = []
             try:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always", L3PruneWarning)
-                    process_file(path, args.output_dir, args.suffix, **options)
+                    process(path, args.output_dir, args.suffix)
                 if not args.quiet:
-                    lines = [f"warning: {path}: {warning.message}" for warning in caught]
+                    lines = [f"warning: {warning.message}" for warning in caught]
             except L3PruneError as error:
                 lines = [f"skipped: {' '.join(str(error).split())}"]
                 skipped += 1
             for line in lines:
                 tqdm.write(line, file=sys.stderr)
-        if skipped == len(outputs):
+        if skipped and skipped == len(paths) and nothing_kept:
             raise L3PruneError("every file was skipped; nothing was written")
     return 1 if skipped else 0
 

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import find_files
+
+if TYPE_CHECKING:
+    import soundfile
 
 #: Endings that a folder is searched for; what libsndfile can decode.
 AUDIO_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".au", ".opus")
 
 #: Allowed in Hz. Resampling from outside it would take more memory than there is.
 SAMPLE_RATES = (100, 10_000_000)
+
+#: Long recordings are read so many seconds at a time.
+BLOCK_SECONDS = 10
 
 #: Smallest amplitude before the logarithm, and the range in dB below the loudest bin that is kept.
 AMPLITUDE_FLOOR = 1e-10
@@ -177,8 +187,47 @@ def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
     return spectrogram
 
 
+@contextlib.contextmanager
+def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
+    """Open an audio file (wav, flac, ogg, mp3 and what else libsndfile reads).
+
+    Yields
+    ------
+    file : soundfile.SoundFile
+        Errors of decoding it in the block become an `L3PruneError` too.
+
+    Raises
+    ------
+    ParameterError
+        The file is missing, is no audio file, or is damaged.
+
+    Examples
+    --------
+    >>> with open_audio("/nowhere/a.wav") as file:
+    ...     pass
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: no such audio file: /nowhere/a.wav
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise ParameterError(f"no such audio file: {path}")
+    try:
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except L3PruneError:
+        raise
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
+        # soundfile answers headerless endings (.raw) with TypeError.
+        raise ParameterError(
+            f"{path} cannot be decoded as audio ({error}); give wav, flac, ogg or mp3"
+        ) from error
+
+
 def load_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """Decode an audio file (wav, flac, ogg, mp3 and what else libsndfile reads).
+    """Decode a whole audio file.
 
     Returns
     -------
@@ -189,31 +238,36 @@ def load_audio(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
 
     Raises
     ------
-    L3PruneError
-        The file is missing, is no audio file, or has no samples.
+    ParameterError
+        See `open_audio`; or the file has no samples.
 
     Examples
     --------
     >>> load_audio("/nowhere/a.wav")
     Traceback (most recent call last):
         ...
-    l3prune.errors.L3PruneError: no such audio file: /nowhere/a.wav
+    l3prune.errors.ParameterError: no such audio file: /nowhere/a.wav
     """
-    import soundfile
+    with open_audio(path) as file:
+        audio = file.read(dtype="float32", always_2d=True)
+        if not len(audio):
+            raise ParameterError(f"{path} has no samples; give a recording that is not empty")
+        return audio, file.samplerate
 
-    path = Path(path)
-    if not path.is_file():
-        raise L3PruneError(f"no such audio file: {path}")
-    try:
-        audio, sample_rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        # soundfile answers headerless endings (.raw) with TypeError.
-        raise L3PruneError(
-            f"{path} cannot be decoded as audio ({error}); give wav, flac, ogg or mp3"
-        ) from error
-    if not len(audio):
-        raise L3PruneError(f"{path} has no samples; give a recording that is not empty")
-    return audio, sample_rate
+
+def read_blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """The samples of an open audio file, ten seconds at a time, (samples, channels) float32.
+
+    Examples
+    --------
+    >>> import io, soundfile
+    >>> file = io.BytesIO()
+    >>> soundfile.write(file, np.zeros((25, 2)), 1, format="WAV")
+    >>> _ = file.seek(0)
+    >>> [block.shape for block in read_blocks(soundfile.SoundFile(file))]
+    [(10, 2), (10, 2), (5, 2)]
+    """
+    return file.blocks(BLOCK_SECONDS * file.samplerate, dtype="float32", always_2d=True)
 
 
 def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
@@ -231,16 +285,7 @@ def find_audio(folder: str | os.PathLike[str]) -> list[Path]:
         ...
     l3prune.errors.L3PruneError: no such folder: /nowhere
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise L3PruneError(f"no such folder: {folder}")
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in AUDIO_EXTENSIONS
-        and not path.name.startswith(".")
-        and path.is_file()
-    )
+    return find_files(folder, AUDIO_EXTENSIONS)
 
 
 def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarray:
@@ -254,7 +299,7 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
 
     Returns
     -------
-    mono : np.ndarray, (ceil(samples * target_rate / sample_rate),) float32
+    mono : np.ndarray, (about samples * target_rate / sample_rate,) float32
 
     Raises
     ------
@@ -266,6 +311,45 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
     >>> to_mono(np.ones((16000, 2)), 16000, 8000).shape
     (8000,)
     """
+    mono = np.concatenate(list(mono_blocks([audio], sample_rate, target_rate)))
+    return mono if len(mono) else np.zeros(1, np.float32)
+
+
+def mono_blocks(
+    blocks: Iterable[np.ndarray], sample_rate: float, target_rate: int
+) -> Iterator[np.ndarray]:
+    """`to_mono` of a recording that comes in blocks; together they are what it gives.
+
+    Examples
+    --------
+    >>> blocks = [np.ones((4000, 2)), np.ones((6000, 2))]
+    >>> sum(len(block) for block in mono_blocks(blocks, 16000, 8000))
+    5000
+    """
+    if (
+        isinstance(sample_rate, bool)
+        or not isinstance(sample_rate, (int, float, np.number))
+        or not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]
+    ):
+        raise ParameterError(
+            f"sample rate {sample_rate!r} is not in {SAMPLE_RATES[0]} … {SAMPLE_RATES[1]} Hz"
+        )
+    resampler = None
+    if sample_rate != target_rate:
+        import soxr
+
+        resampler = soxr.ResampleStream(float(sample_rate), target_rate, 1, quality="HQ")
+    mono = None
+    for block in blocks:
+        mono = _mean_of_channels(block)
+        yield mono if resampler is None else resampler.resample_chunk(mono)
+    if mono is None:
+        raise ParameterError("audio has no samples; give a recording that is not empty")
+    if resampler is not None:
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+
+
+def _mean_of_channels(audio: np.ndarray) -> np.ndarray:
     audio = np.asarray(audio)
     if audio.ndim not in (1, 2):
         raise ParameterError(f"audio has {audio.ndim} dimensions; give (samples[, channels])")
@@ -275,23 +359,9 @@ def to_mono(audio: np.ndarray, sample_rate: float, target_rate: int) -> np.ndarr
         raise ParameterError(
             f"audio is {audio.dtype}; give floats in [-1, 1] (divide int16 samples by 32768)"
         )
-    if (
-        isinstance(sample_rate, bool)
-        or not isinstance(sample_rate, (int, float, np.number))
-        or not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]
-    ):
-        raise ParameterError(
-            f"sample rate {sample_rate!r} is not in {SAMPLE_RATES[0]} … {SAMPLE_RATES[1]} Hz"
-        )
     mono = audio.reshape(len(audio), -1).mean(axis=1, dtype=np.float32)
     if not np.isfinite(mono).all():
         raise ParameterError("audio has NaN or infinite samples; repair or leave out the recording")
-    if sample_rate != target_rate:
-        import soxr
-
-        mono = soxr.resample(mono, sample_rate, target_rate, quality="HQ")
-        if not len(mono):
-            mono = np.zeros(1, np.float32)
     return mono
 
 
@@ -327,6 +397,70 @@ def frame_audio(
     >>> frame_audio(np.ones(90), 50, hop_size=0.5, center=False).shape
     (3, 50)
     """
+    hop = _hop_length(hop_size, sample_rate)
+    before = sample_rate // 2 if center else 0
+    windows = _count_windows(len(audio) + before, sample_rate, hop)
+    after = max((windows - 1) * hop + sample_rate - len(audio) - before, 0)
+    if before or after:
+        audio = np.pad(audio, (before, after))
+    return np.lib.stride_tricks.sliding_window_view(audio, sample_rate)[::hop][:windows]
+
+
+def count_windows(samples: int, sample_rate: int, *, hop_size: float, center: bool) -> int:
+    """How many windows `frame_audio` cuts from so many samples.
+
+    Examples
+    --------
+    >>> count_windows(90, 50, hop_size=0.5, center=False)
+    3
+    """
+    before = sample_rate // 2 if center else 0
+    return _count_windows(samples + before, sample_rate, _hop_length(hop_size, sample_rate))
+
+
+def window_blocks(
+    blocks: Iterable[np.ndarray], sample_rate: int, *, hop_size: float = 0.1, center: bool = True
+) -> Iterator[np.ndarray]:
+    """`frame_audio` of a recording that comes in blocks; together they are what it gives.
+
+    Parameters
+    ----------
+    blocks : iterable of np.ndarray, (samples,) float32
+    sample_rate, hop_size, center
+        See `frame_audio`.
+
+    Yields
+    ------
+    windows : np.ndarray, (n, sample_rate) float32, n > 0
+        Valid until the next one.
+
+    Examples
+    --------
+    >>> blocks = [np.ones(40, np.float32), np.ones(50, np.float32)]
+    >>> [w.shape for w in window_blocks(blocks, 50, hop_size=0.5, center=False)]
+    [(2, 50), (1, 50)]
+    """
+    hop = _hop_length(hop_size, sample_rate)
+    pending = np.zeros(sample_rate // 2 if center else 0, np.float32)
+    length, done, skip = len(pending), 0, 0
+    for block in blocks:
+        length += len(block)
+        # A hop longer than a window leaves a gap.
+        skipped, skip = min(skip, len(block)), max(skip - len(block), 0)
+        pending = np.concatenate([pending, block[skipped:]])
+        if len(pending) >= sample_rate:
+            windows = np.lib.stride_tricks.sliding_window_view(pending, sample_rate)[::hop]
+            yield windows
+            done += len(windows)
+            skip += max(len(windows) * hop - len(pending), 0)
+            pending = pending[len(windows) * hop :]
+    left = _count_windows(max(length, 1), sample_rate, hop) - done
+    if left > 0:
+        after = (left - 1) * hop + sample_rate - len(pending)
+        yield frame_audio(np.pad(pending, (0, after)), sample_rate, hop_size=hop_size, center=False)
+
+
+def _hop_length(hop_size: float, sample_rate: int) -> int:
     if (
         isinstance(hop_size, bool)
         or not isinstance(hop_size, (int, float, np.number))
@@ -339,11 +473,9 @@ def frame_audio(
             f"hop_size={hop_size} is less than one sample at {sample_rate} Hz; "
             f"give at least {1 / sample_rate:g}"
         )
-    before = sample_rate // 2 if center else 0
-    length = len(audio) + before
+    return hop
+
+
+def _count_windows(length: int, window: int, hop: int) -> int:
     # A hop beyond the window could put the last one behind the last sample.
-    windows = min(1 + -(-max(length - sample_rate, 0) // hop), -(-length // hop))
-    after = max((windows - 1) * hop + sample_rate - length, 0)
-    if before or after:
-        audio = np.pad(audio, (before, after))
-    return np.lib.stride_tricks.sliding_window_view(audio, sample_rate)[::hop][:windows]
+    return min(1 + -(-max(length - window, 0) // hop), -(-length // hop))

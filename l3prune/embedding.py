@@ -6,16 +6,30 @@ import functools
 import operator
 import os
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
-from l3prune.audio import frame_audio, load_audio, log_spectrogram, to_mono
-from l3prune.errors import L3PruneError, ParameterError
+from l3prune import models
+from l3prune.audio import (
+    BLOCK_SECONDS,
+    count_windows,
+    log_spectrogram,
+    mono_blocks,
+    open_audio,
+    read_blocks,
+    window_blocks,
+)
+from l3prune.errors import ParameterError
 from l3prune.files import atomic_write
 from l3prune.networks import inference, l3
 from l3prune.weights import load_network
+
+#: Windows that room is made for at first; a file's header can claim any length.
+_MAX_EXPECTED = 1_000_000
 
 
 class L3PruneWarning(UserWarning):
@@ -27,73 +41,100 @@ class L3PruneWarning(UserWarning):
     """
 
 
-def load_model(model: str | os.PathLike[str] | keras.Model) -> keras.Model:
-    """The network that a `model` argument names: a loaded one, or a weight file's.
+def load_model(model: str | os.PathLike[str] | keras.Model, **arguments: Any) -> keras.Model:
+    """The network that a `model` argument names.
 
     A file is read again only when it has changed.
 
+    Parameters
+    ----------
+    model : str, path-like or keras.Model
+        A weight file; a name of published weights, such as "edgel3:sparse-95.45-ft" or
+        "openl3:mel256-music-6144" (`python -m l3prune.models list`); or a loaded network, which is
+        given back.
+    **arguments
+        For `weights.load_network`, such as `embedding_size`.
+
     Raises
     ------
-    L3PruneError
-        See `weights.load_network`.
     ParameterError
-        Neither a path nor a network.
+        Neither a path, nor a published name, nor a network; or arguments for a loaded network.
+    L3PruneError
+        See `weights.load_network` and `models.fetch`.
 
     Examples
     --------
-    >>> load_model(3)
+    >>> load_model("model.h5")
     Traceback (most recent call last):
         ...
-    l3prune.errors.ParameterError: model=3 is neither a weight file's path nor a loaded network
+    l3prune.errors.ParameterError: no such weight file: model.h5; published weights have names ...
     """
     if isinstance(model, keras.Model):
+        if arguments:
+            raise ParameterError(
+                f"a loaded network is what it is; leave out {', '.join(arguments)}, or give a path"
+            )
         return model
     if not isinstance(model, str | os.PathLike):
         raise ParameterError(
-            f"model={model!r} is neither a weight file's path nor a loaded network"
+            f"model={model!r} is neither a weight file's path, nor the name of published weights, "
+            "nor a loaded network"
         )
-    path = Path(model)
-    if not path.is_file():
-        raise L3PruneError(f"no such weight file: {path}")
+    path, name, published = models.locate(model)
+    arguments = {**published, **arguments}
     state = path.stat()
-    return _loaded(path.resolve(), (state.st_mtime_ns, state.st_size, state.st_ino))
+    key = (state.st_mtime_ns, state.st_size, state.st_ino)
+    return _loaded(path.resolve(), key, name, tuple(sorted(arguments.items())))
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(path: Path, state: tuple[int, ...]) -> keras.Model:
-    return load_network(path)
+def _loaded(
+    path: Path, state: tuple[int, ...], name: str | None, arguments: tuple[tuple[str, Any], ...]
+) -> keras.Model:
+    return load_network(path, name, **dict(arguments))
 
 
 def get_embedding(
-    audio: np.ndarray,
-    sr: float,
+    audio,
+    sr,
+    model=None,
     *,
-    model: str | os.PathLike[str] | keras.Model,
-    hop_size: float = 0.1,
-    center: bool = True,
-    batch_size: int = 32,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Embedding of each one-second window of a recording.
+    center=True,
+    hop_size=0.1,
+    batch_size=32,
+    verbose=False,
+    **weights,
+):
+    """Embedding of each one-second window of a recording, or of several.
+
+    A recording is computed ten seconds at a time, so that memory holds little more than the audio
+    that was given and the embedding.
 
     Parameters
     ----------
-    audio : np.ndarray, (samples,) or (samples, channels) float
+    audio : np.ndarray, (samples,) or (samples, channels) float; or list of these
         In [-1, 1]. Channels are averaged, and resampled to the network's rate.
-    sr : float
-        Sample rate in Hz.
-    model : str, path-like or keras.Model
-        A weight file, or a loaded network.
-    hop_size : float
-        Seconds between windows.
+    sr : float or list of float
+        Sample rate in Hz; one for all recordings, or one each.
+    model : str, path-like, keras.Model or None
+        See `load_model`. None takes the published weights that `weights` describe.
     center : bool
         Half a second of zeros in front: the first window is centred on the first sample.
+    hop_size : float
+        Seconds between windows.
     batch_size : int
         Windows computed at once.
+    verbose : bool
+        Show a progress bar when it takes longer than some seconds.
+    **weights
+        Which published weights, when there is no `model`: EdgeL3's `model_type`, `emb_dim`,
+        `retrain_type` and `sparsity`, or OpenL3's `input_repr`, `content_type`, `embedding_size`
+        and `frontend`; see `models.select`. Without any, EdgeL3 at 95.45 %.
 
     Returns
     -------
-    embedding : np.ndarray, (windows, embedding_size) float32
-    timestamps : np.ndarray, (windows,) float64
+    embedding : np.ndarray, (windows, embedding_size) float32; or list of these
+    timestamps : np.ndarray, (windows,) float64; or list of these
         Seconds: the window's centre with `center`, its start without.
 
     Raises
@@ -101,7 +142,7 @@ def get_embedding(
     ParameterError
         An argument outside its range, or audio that is empty or not finite.
     L3PruneError
-        See `weights.load_network`.
+        See `weights.load_network` and `models.fetch`.
 
     Warns
     -----
@@ -113,52 +154,57 @@ def get_embedding(
     >>> from l3prune.networks import create_network
     >>> noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
     >>> network = create_network("sea64")
-    >>> embedding, timestamps = get_embedding(noise, 8000, model=network, hop_size=0.5)
+    >>> embedding, timestamps = get_embedding(noise, 8000, network, hop_size=0.5)
     >>> embedding.shape, timestamps.tolist()
     ((4, 64), [0.0, 0.5, 1.0, 1.5])
     """
-    if not isinstance(center, bool | np.bool_):
-        raise ParameterError(f"center={center!r} is neither True nor False")
-    try:
-        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
-    except TypeError:
-        size = 0
-    if size < 1:
-        raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
-    network = load_model(model)
-    front_end = l3.front_end(network)
-    rate = front_end.sample_rate
-    mono = to_mono(audio, sr, rate)
-    if not mono.any():
-        warnings.warn("all samples are zero", L3PruneWarning, stacklevel=2)
-    if len(mono) < rate:
-        warnings.warn(
-            f"the audio is {len(mono) / rate:.3g} s long; it was zero-padded to one second",
-            L3PruneWarning,
-            stacklevel=2,
+    several = isinstance(audio, list | tuple) and any(isinstance(x, np.ndarray) for x in audio)
+    recordings = audio if several else [audio]
+    rates = sr if several and isinstance(sr, list | tuple) else [sr] * len(recordings)
+    if len(rates) != len(recordings):
+        raise ParameterError(
+            f"{len(recordings)} recordings and {len(rates)} sample rates; give one rate for all, "
+            "or one for each"
         )
-    windows = frame_audio(mono, rate, hop_size=hop_size, center=bool(center))
-    infer = inference(network)
-    takes_waveform = len(network.input_shape) == 3
-    embedding = np.empty((len(windows), network.output_shape[1]), np.float32)
-    for start in range(0, len(windows), size):
-        batch = windows[start : start + size]
-        batch = batch[:, np.newaxis] if takes_waveform else log_spectrogram(batch, front_end)
-        embedding[start : start + size] = infer(batch)
-    return embedding, np.arange(len(windows)) * float(hop_size)
+    network = _network(model, weights, center, batch_size)
+    results = []
+    for recording, rate in zip(recordings, rates, strict=True):
+        samples = np.asarray(recording)
+        expected = len(samples) / rate if samples.ndim and is_positive(rate) else 0
+        embedding, timestamps, doubts = _embed(
+            _array_blocks(samples, rate),
+            rate,
+            expected,
+            network,
+            hop_size=hop_size,
+            center=bool(center),
+            batch_size=batch_size,
+            verbose=verbose,
+        )
+        for doubt in doubts:
+            warnings.warn(doubt, L3PruneWarning, stacklevel=2)
+        results.append((embedding, timestamps))
+    if several:
+        return tuple(map(list, zip(*results, strict=True)))
+    return results[0]
 
 
 def process_file(
     path: str | os.PathLike[str],
     output_dir: str | os.PathLike[str] | None = None,
     suffix: str | None = None,
+    model: str | os.PathLike[str] | keras.Model | None = None,
     *,
-    model: str | os.PathLike[str] | keras.Model,
-    hop_size: float = 0.1,
     center: bool = True,
+    hop_size: float = 0.1,
     batch_size: int = 32,
+    overwrite: bool = True,
+    verbose: bool = False,
+    **weights: Any,
 ) -> Path:
     """Embed an audio file; write `embedding` and `timestamps` as .npz, atomically.
+
+    The file is decoded ten seconds at a time, however long it is.
 
     Parameters
     ----------
@@ -167,8 +213,10 @@ def process_file(
         None: beside the audio file.
     suffix : str or None
         Put behind the file's stem, after an underscore.
-    model, hop_size, center, batch_size
+    model, center, hop_size, batch_size, verbose, **weights
         See `get_embedding`.
+    overwrite : bool
+        Make an output that exists already anew; otherwise keep it.
 
     Returns
     -------
@@ -176,31 +224,40 @@ def process_file(
 
     Raises
     ------
+    ParameterError
+        The file cannot be read; see `get_embedding` too.
     L3PruneError
-        The file cannot be read or the output cannot be written; see `get_embedding` too.
+        The output cannot be written.
 
     Examples
     --------
     >>> process_file("/nowhere/a.wav", model="/nowhere/net.h5")
     Traceback (most recent call last):
         ...
-    l3prune.errors.L3PruneError: no such audio file: /nowhere/a.wav
+    l3prune.errors.ParameterError: no such audio file: /nowhere/a.wav
     """
-    audio, sample_rate = load_audio(path)
-    try:
-        embedding, timestamps = get_embedding(
-            audio,
-            sample_rate,
-            model=model,
-            hop_size=hop_size,
-            center=center,
-            batch_size=batch_size,
-        )
-    except ParameterError as error:
-        raise ParameterError(f"{path}: {error}") from error
     output = output_path(path, output_dir, suffix)
-    with atomic_write(output) as temporary, temporary.open("wb") as file:
-        np.savez(file, embedding=embedding, timestamps=timestamps)
+    if output.exists() and not overwrite:
+        return output
+    with open_audio(path) as file:
+        network = _network(model, weights, center, batch_size)
+        try:
+            embedding, timestamps, doubts = _embed(
+                read_blocks(file),
+                file.samplerate,
+                file.frames / file.samplerate,
+                network,
+                hop_size=hop_size,
+                center=bool(center),
+                batch_size=batch_size,
+                verbose=verbose,
+            )
+        except ParameterError as error:
+            raise ParameterError(f"{path}: {error}") from error
+    for doubt in doubts:
+        warnings.warn(f"{path}: {doubt}", L3PruneWarning, stacklevel=2)
+    with atomic_write(output) as temporary, temporary.open("wb") as target:
+        np.savez(target, embedding=embedding, timestamps=timestamps)
     return output
 
 
@@ -226,3 +283,142 @@ def output_path(
         raise ParameterError(f"suffix={suffix!r} has a {os.sep!r}; name folders with output_dir")
     folder = path.parent if output_dir is None else Path(output_dir)
     return folder / f"{path.stem}{f'_{suffix}' if suffix else ''}.npz"
+
+
+def _network(model: Any, weights: dict[str, Any], center: Any, batch_size: Any) -> keras.Model:
+    """The audio network for a call, and a check of the options that are the same for all of it."""
+    if not isinstance(center, bool | np.bool_):
+        raise ParameterError(f"center={center!r} is neither True nor False")
+    check_batch_size(batch_size)
+    if model is None:
+        model, arguments = models.select(**weights)
+        network = load_model(model, **arguments)
+    elif weights:
+        raise ParameterError(
+            f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
+        )
+    else:
+        network = load_model(model)
+    l3.front_end(network)  # refuses networks of images
+    return network
+
+
+def check_batch_size(batch_size: int) -> int:
+    """Refuse what is no positive whole number.
+
+    Examples
+    --------
+    >>> check_batch_size(0)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: batch_size=0 is not a positive whole number
+    """
+    try:
+        size = 0 if isinstance(batch_size, bool) else operator.index(batch_size)
+    except TypeError:
+        size = 0
+    if size < 1:
+        raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
+    return size
+
+
+def is_positive(value: Any) -> bool:
+    """Whether it is a number above zero.
+
+    Examples
+    --------
+    >>> is_positive(0.1), is_positive("0.1"), is_positive(-1)
+    (True, False, False)
+    """
+    return isinstance(value, int | float | np.number) and bool(value > 0)
+
+
+def _array_blocks(audio: np.ndarray, rate: float) -> Iterator[np.ndarray]:
+    if audio.ndim == 0 or not len(audio):
+        yield audio  # to be refused
+        return
+    step = int(BLOCK_SECONDS * rate)
+    for start in range(0, len(audio), step):
+        yield audio[start : start + step]
+
+
+def _embed(
+    blocks: Iterable[np.ndarray],
+    sr: float,
+    seconds: float,
+    network: keras.Model,
+    *,
+    hop_size: float,
+    center: bool,
+    batch_size: int,
+    verbose: bool,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Embedding and timestamps of a recording of about so many seconds, and what to warn of."""
+    from tqdm import tqdm
+
+    front_end = l3.front_end(network)
+    rate = front_end.sample_rate
+    infer = inference(network)
+    takes_waveform = len(network.input_shape) == 3
+    heard = _Heard()
+    windows = window_blocks(
+        heard.listen(mono_blocks(blocks, sr, rate)), rate, hop_size=hop_size, center=center
+    )
+    samples = int(min(seconds * rate, 1e15))
+    expected = count_windows(max(samples, 1), rate, hop_size=hop_size, center=center)
+    room = min(expected, _MAX_EXPECTED)
+    embedding = np.empty((room, network.output_shape[1]), np.float32)
+    done = 0
+    # A bar for long recordings only; None: not where standard error is a file.
+    bar = tqdm(
+        total=expected, unit="window", delay=3, leave=False, disable=None if verbose else True
+    )
+    with bar:
+        for batch in _batches(windows, batch_size):
+            inputs = batch[:, np.newaxis] if takes_waveform else log_spectrogram(batch, front_end)
+            if done + len(batch) > len(embedding):
+                more = np.empty((len(embedding) + len(batch), embedding.shape[1]), np.float32)
+                embedding = np.concatenate([embedding, more])
+            embedding[done : done + len(batch)] = infer(inputs)
+            done += len(batch)
+            bar.update(len(batch))
+    doubts = []
+    if heard.silent:
+        doubts.append("all samples are zero")
+    if heard.samples < rate:
+        doubts.append(
+            f"the audio is {heard.samples / rate:.3g} s long; it was zero-padded to one second"
+        )
+    return embedding[:done], np.arange(done) * float(hop_size), doubts
+
+
+class _Heard:
+    """Counts the samples that pass, and notices whether any is not zero."""
+
+    def __init__(self) -> None:
+        self.samples = 0
+        self.silent = True
+
+    def listen(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for block in blocks:
+            self.samples += len(block)
+            self.silent = self.silent and not block.any()
+            yield block
+
+
+def _batches(windows: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same windows, `size` at a time; the last are fewer."""
+    batch: list[np.ndarray] = []
+    count = 0
+    for some in windows:
+        start = 0
+        while start < len(some):
+            part = some[start : start + size - count]
+            batch.append(part)
+            count += len(part)
+            start += len(part)
+            if count == size:
+                yield np.concatenate(batch)
+                batch, count = [], 0
+    if batch:
+        yield np.concatenate(batch)

@@ -116,6 +116,33 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[Path]:
+    """Files below a folder, at any depth, by ending whatever its case, in sorted order.
+
+    Hidden files are passed over.
+
+    Raises
+    ------
+    L3PruneError
+        The folder does not exist.
+
+    Examples
+    --------
+    >>> find_files("/nowhere", [".wav"])
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such folder: /nowhere
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise L3PruneError(f"no such folder: {folder}")
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
+    )
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 

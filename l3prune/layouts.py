@@ -267,7 +267,12 @@ def detect(
             arguments["filters"] = list(filters)
     if layers[0].kind == "convolution":
         arguments["input_batch_norm"] = False
-    if front_end_shape is None and re.match("openl3_audio_", Path(path).name):
+    if (
+        half == "audio"
+        and front_end_shape is None
+        and layers[-1].kind == "convolution"
+        and l3.SPECS[name].embedding_point == "raw"
+    ):
         # OpenL3 0.4 took kapre's constants out of its files when it changed the front end.
         arguments["front_end"] = "kapre-0.3"
     return name, arguments, layers

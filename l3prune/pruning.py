@@ -42,7 +42,7 @@ PRUNED = "model_pruned.h5"
 CONFIG = "config.json"
 
 POSITIONALS = {
-    "weight_path": "weight file of the unpruned network (.h5, .h5.gz)",
+    "weight_path": "weights of the unpruned network: an .h5 or .h5.gz file, or a published name",
     "train_data_dir": "audio files, or AVC HDF5 shards, to retrain on",
     "validation_data_dir": "the same, to choose the best epoch and report on",
     "output_dir": "where results go",
@@ -270,12 +270,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     _check(args)
     load_tensorflow()
-    from l3prune import graph, plan, surgery
+    from l3prune import graph, models, plan, surgery
     from l3prune.distillation import distill
     from l3prune.evaluation import Report, embedding_mse, measure, plot_history
     from l3prune.networks import l3
     from l3prune.training import Recipe
-    from l3prune.weights import load_network, save_network
+    from l3prune.weights import save_network
 
     recipe = Recipe(
         epochs=args.num_epochs,
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     model_type = MODEL_TYPES.get(args.model_type, args.model_type)
     # The data are sound, whatever the network in the file was trained on.
-    teacher = load_network(args.weight_path, model_type, input="waveform")
+    teacher = models.load(args.weight_path, model_type, input="waveform")
     weights = graph.conv_weights(teacher)
     if args.global_sparsity is not None:
         masks = plan.plan_global(weights, args.global_sparsity / 100, args.criterion)

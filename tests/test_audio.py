@@ -2,17 +2,21 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l3prune.audio import (
     FORMS,
     FrontEnd,
+    count_windows,
     find_audio,
     frame_audio,
     load_audio,
     log_spectrogram,
+    mono_blocks,
     to_mono,
+    window_blocks,
 )
 from l3prune.errors import L3PruneError, ParameterError
 from tests.conftest import chirp
@@ -223,6 +227,36 @@ def test_a_long_hop_makes_no_window_of_padding_alone():
     assert len(frame_audio(np.ones(120), 50, hop_size=2.0, center=False)) == 2
     assert len(frame_audio(np.ones(90), 50, hop_size=2.0, center=False)) == 1
     assert len(frame_audio(np.ones(90), 50, hop_size=1e7, center=False)) == 1
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    lengths=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    rate=st.integers(2, 40),
+    hop=st.integers(1, 100),
+    center=st.booleans(),
+)
+def test_blocks_give_the_windows_of_the_whole(lengths, rate, hop, center):
+    audio = np.arange(1, sum(lengths) + 1, dtype=np.float32)
+    blocks = np.split(audio, np.cumsum(lengths)[:-1])
+    options = {"hop_size": (hop + 0.5) / rate, "center": center}
+    expected = frame_audio(audio, rate, **options)
+    windows = [w.copy() for w in window_blocks(blocks, rate, **options)]
+    assert all(len(w) for w in windows)
+    np.testing.assert_array_equal(np.concatenate(windows), expected)
+    assert count_windows(len(audio), rate, **options) == len(expected)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050.5, 48000])
+@pytest.mark.parametrize("block", [777, 50_000])
+def test_blocks_are_resampled_as_the_whole(rate, block):
+    stereo = np.random.default_rng(0).normal(0, 0.1, (60_000, 2))
+    whole = to_mono(stereo, rate, 8000)
+    blocks = [stereo[start : start + block] for start in range(0, len(stereo), block)]
+    np.testing.assert_array_equal(np.concatenate(list(mono_blocks(blocks, rate, 8000))), whole)
+    if rate != 8000:
+        by_soxr = soxr.resample(stereo.mean(axis=1, dtype=np.float32), rate, 8000, quality="HQ")
+        np.testing.assert_array_equal(whole, by_soxr)
 
 
 @pytest.mark.parametrize("hop", [0, -1, float("nan"), float("inf"), "0.1", None, True])

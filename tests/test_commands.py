@@ -244,7 +244,7 @@ def test_embed_empty_folder(net, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("line", [[], ["a.wav"], ["a.wav", "--model", "x", "--hop-size", "long"]])
+@pytest.mark.parametrize("line", [[], ["a.wav", "--hop-size", "long"], ["a.wav", "-e", "x"]])
 def test_embed_usage(line, capsys):
     with pytest.raises(SystemExit) as end:
         embed(line)

@@ -176,7 +176,8 @@ def test_openl3_0_4_under_another_name_must_be_told(tmp_path):
     plain.save_weights(path)
     with pytest.raises(L3PruneError, match="fits mel256, mel128, linear, sea512, which differ in"):
         load_network(path)
-    check_audio(path, plain, "mel128", "mel128", wanted="mel128")
+    loaded = check_audio(path, plain, "mel128", "mel128", wanted="mel128")
+    assert network_config(loaded).arguments["front_end"] == "kapre-0.3"
 
 
 @pytest.mark.parametrize(("size", "pool"), [(6144, (8, 8)), (512, (32, 24))])

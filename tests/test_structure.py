@@ -18,21 +18,24 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "audio", "criteria", "quiet"},
-    {"plan", "windows", "datasets"},
+    {"files", "criteria", "quiet"},
+    {"audio", "download"},
+    {"plan", "windows", "datasets", "published"},
     # Networks, read and written.
     {"layers"},
     {"networks"},
     {"graph"},
-    {"surgery"},
+    {"surgery", "layouts"},
     {"weights"},
-    {"training"},
+    {"training", "models"},
     {"distillation"},
     {"evaluation", "embedding"},
+    {"images", "edgel3"},
+    {"openl3"},
     {"pruning", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:3])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:4])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -156,6 +159,8 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
     "line",
     [
         "l3prune.__main__",
+        "l3prune.models",
+        "l3prune.models fetch",
         "l3prune.pruning",
         "l3prune.datasets.synthetic",
         "classifier.__main__",
