@@ -12,7 +12,7 @@ import tf_keras as keras
 
 import l3prune.embedding
 from l3prune import graph, surgery
-from l3prune.audio import frame_audio, load_audio
+from l3prune.audio import frame_audio, load_audio, to_mono
 from l3prune.embedding import (
     L3PruneWarning,
     get_embedding,
@@ -21,6 +21,7 @@ from l3prune.embedding import (
     process_file,
 )
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.networks import create_network, inference
 from l3prune.plan import plan_layerwise
 from l3prune.weights import load_network, save_network
 from tests.conftest import chirp, make_tiny
@@ -431,25 +432,62 @@ def test_nothing_is_left_when_saving_fails(network, sounds, tmp_path, monkeypatc
     if existing:
         (out / "chirp.npz").write_text("old")
 
-    def full(file, **arrays):
+    def full(file, array):
         file.write(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array", full)
     with pytest.raises(L3PruneError, match="No space left on device"):
         process_file(sounds / "chirp.wav", out, model=network)
     assert [path.read_text() for path in out.iterdir()] == ["old"] * existing
 
 
 def test_nothing_is_left_when_interrupted(network, sounds, tmp_path, monkeypatch):
-    def interrupted(file, **arrays):
+    def interrupted(file, array):
         file.write(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(np, "savez", interrupted)
+    monkeypatch.setattr(np.lib.format, "write_array", interrupted)
     with pytest.raises(KeyboardInterrupt):
         process_file(sounds / "chirp.wav", tmp_path / "out", model=network)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_files_are_read_in_blocks(network, tmp_path, monkeypatch):
+    """As if whole: 25 s make three blocks, and the windows across their edges are there."""
+    audio = np.random.default_rng(0).uniform(-0.5, 0.5, (25 * 11025, 2))
+    soundfile.write(tmp_path / "long.wav", audio, 11025, subtype="DOUBLE")
+    longest = []
+    original = l3prune.embedding.read_blocks
+
+    def counted(file):
+        for block in original(file):
+            longest.append(len(block))
+            yield block
+
+    monkeypatch.setattr(l3prune.embedding, "read_blocks", counted)
+    with np.load(process_file(tmp_path / "long.wav", model=network, hop_size=0.3)) as arrays:
+        embedding, timestamps = arrays["embedding"], arrays["timestamps"]
+    assert longest == [110250, 110250, 55125]
+    mono = to_mono(audio, 11025, 8000)
+    windows = frame_audio(mono, 8000, hop_size=0.3, center=True)
+    expected = inference(network)(windows[:, np.newaxis])
+    np.testing.assert_allclose(embedding, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(timestamps, np.arange(len(windows)) * 0.3)
+
+
+def test_large_networks_take_fewer_windows_at_once(monkeypatch):
+    network = create_network("mel256", filters=[64] + [1] * 7)
+    sizes = []
+    infer = l3prune.embedding.inference(network)
+    monkeypatch.setattr(
+        l3prune.embedding, "inference", lambda _: lambda x: sizes.append(len(x)) or infer(x)
+    )
+    get_embedding(chirp(4, 48000), 48000, network)
+    assert sizes == [10, 10, 10, 6]
+    sizes.clear()
+    get_embedding(chirp(1, 48000), 48000, network, batch_size=4)
+    assert sizes == [4, 2]
 
 
 def test_bad_files(network, sounds, tmp_path):
