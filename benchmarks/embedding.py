@@ -133,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures[title] = json.loads(ended.stdout)
         print(title, json.dumps(figures[title]))
     if args.output:
+        load_tensorflow()
         from l3prune.training import environment
 
         write_json(

@@ -153,9 +153,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if word == "audio" and not args.model:
         weights.setdefault("content_type", "music")  # OpenL3's
     files = _find(args.inputs, kind)
+    from l3prune import models
+
+    chosen: tuple[str, dict[str, Any]] = (args.model, {})
+    if not args.model:
+        chosen = (models.select_image if kind == "image" else models.select)(**weights)
+    models.locate(chosen[0])  # a wrong name shows before TensorFlow has started
 
     load_tensorflow()
-    from l3prune.embedding import output_path
+    from l3prune.embedding import load_model, output_path
 
     outputs: dict[Path, Path] = {}
     for path in files:
@@ -166,7 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{other} and {path} would both be written to {output}; embed them one by one, "
                 "with different --suffix or --output-dir"
             )
-    process = _images(args, weights) if kind == "image" else _audio(args, weights)
+    model = load_model(chosen[0], **chosen[1])
+    process = _images(args, model) if kind == "image" else _audio(args, model)
     wanted = [path for output, path in outputs.items() if args.overwrite or not output.is_file()]
     kept = len(outputs) - len(wanted)
     if kept and not args.quiet:
@@ -189,15 +196,13 @@ def _find(inputs: Sequence[str], kind: str) -> list[Path]:
     return files
 
 
-def _audio(args: argparse.Namespace, weights: dict[str, Any]) -> Callable[..., Path]:
+def _audio(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
     import numpy as np
 
-    from l3prune import models
-    from l3prune.embedding import L3PruneWarning, get_embedding, load_model, process_file
+    from l3prune.embedding import L3PruneWarning, get_embedding, process_file
 
-    name, arguments = (args.model, {}) if args.model else models.select(**weights)
     options = {
-        "model": load_model(name, **arguments),
+        "model": model,
         "hop_size": args.hop_size,
         "center": not args.no_centering,
         "batch_size": args.batch_size,
@@ -209,15 +214,11 @@ def _audio(args: argparse.Namespace, weights: dict[str, Any]) -> Callable[..., P
     return functools.partial(process_file, verbose=not args.quiet, **options)
 
 
-def _images(args: argparse.Namespace, weights: dict[str, Any]) -> Callable[..., Path]:
+def _images(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
     import numpy as np
 
-    from l3prune import models
-    from l3prune.embedding import load_model
     from l3prune.images import get_image_embedding, process_image_file
 
-    name, arguments = (args.model, {}) if args.model else models.select_image(**weights)
-    model = load_model(name, **arguments)
     # Refuses other networks once, and not for every file.
     get_image_embedding(np.zeros((224, 224, 3)), model=model, batch_size=args.image_batch_size or 1)
     return functools.partial(process_image_file, model=model)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from l3prune import graph, surgery
+from l3prune import edgel3, graph, surgery
 from l3prune.datasets import load_dataset
 from l3prune.distillation import distill
 from l3prune.evaluation import embedding_mse
@@ -52,3 +52,15 @@ def test_distillation_recovers_the_published_network_at_95_percent(shared, sea64
     total, nonzero = graph.count_kernel_weights(student)
     assert nonzero == sum(int(mask.sum()) for mask in plan.values())
     assert 1 - nonzero / total == pytest.approx(0.95, abs=1e-4)
+
+
+def test_published_weights_by_name_give_the_reference_embedding(shared, reference, monkeypatch):
+    """As a script for edgel3 calls it, with the weights in a folder of files."""
+    monkeypatch.setenv("L3PRUNE_WEIGHTS_DIR", str(shared / "models"))
+    windows = list(reference["waveform"].astype(np.float64))
+    loud = [i for i, window in enumerate(windows) if window.any()]
+    embeddings, _ = edgel3.get_embedding(
+        [windows[i] for i in loud], 8000, model_type="sea", emb_dim=64, center=False
+    )
+    np.testing.assert_allclose(np.concatenate(embeddings), reference["embedding"][loud], atol=1e-3)
+    assert len(loud) > 10
