@@ -26,7 +26,7 @@ setup(
         "librosa>=0.10",  # mel filterbanks
         "numpy>=1.24",
         "pandas>=2.0",  # tables
-        "scikit-learn>=1.3",  # scaler of the classifier
+        "scikit-learn>=1.3",  # scalers, SVM and random forest of the classifier
         "h5py>=3.8",  # weight files, read without running what they hold
         "soundfile>=0.12",  # decodes wav, flac, ogg and mp3
         "soxr>=0.3",  # resampling

@@ -1,21 +1,21 @@
-"""Embeddings of a labelled corpus on disk: one npz per clip, and all of them in memory."""
+"""Embeddings of a labelled corpus on disk: one npz per clip."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from l3prune.datasets import Clip, Dataset
+from classifier.checks import check_count
+from classifier.inputs import Features, frames_problem
+from l3prune.datasets import Dataset
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, make_folder, read_json, write_json
 
@@ -27,112 +27,6 @@ HOP_SIZES = (0.001, 1.0)
 
 #: What has to agree for two runs to write into one folder.
 IDENTITY = ("dataset", "labels", "model_sha256", "hop_size")
-
-
-@dataclass(frozen=True, eq=False)
-class Features:
-    """Embeddings of the clips of a corpus, ready to train on.
-
-    Attributes
-    ----------
-    dataset : str
-        Name of the corpus.
-    labels : tuple of str
-        Class names; `targets` indexes them.
-    names : tuple of str, (clips,)
-        Stem of each audio file.
-    folds : np.ndarray, (clips,) int64
-        Official fold of each clip, from 1.
-    targets : np.ndarray, (clips,) int64
-        Class of each clip.
-    embeddings : tuple of np.ndarray, (clips,) of (frames, D) float32
-        Frames of each clip; D is the same for all.
-    extraction : mapping
-        How they were made, as `features.json` has it: model, hop size, versions. Empty if unknown.
-
-    Raises
-    ------
-    ParameterError
-        There are no clips, the lengths or the shapes disagree, a value is not finite, or a target
-        has no label.
-
-    Examples
-    --------
-    >>> frames = (np.zeros((3, 2), np.float32), np.ones((1, 2), np.float32))
-    >>> features = Features("toy", ("dog", "rain"), ("a", "b"), [1, 2], [0, 1], frames)
-    >>> features.dimension, features.fold_numbers
-    (2, (1, 2))
-    """
-
-    dataset: str
-    labels: tuple[str, ...]
-    names: tuple[str, ...]
-    folds: np.ndarray
-    targets: np.ndarray
-    embeddings: tuple[np.ndarray, ...]
-    extraction: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        # Frozen, so that a cached fingerprint stays true.
-        for name in ("folds", "targets"):
-            values = np.array(getattr(self, name), np.int64)
-            values.flags.writeable = False
-            object.__setattr__(self, name, values)
-        if not self.names:
-            raise ParameterError("there are no clips; extract features first")
-        lengths = [len(self.folds), len(self.targets), len(self.embeddings)]
-        if lengths != [len(self.names)] * 3:
-            raise ParameterError(
-                f"{len(self.names)} names, but {lengths[0]} folds, {lengths[1]} targets and "
-                f"{lengths[2]} embeddings; give one of each for every clip"
-            )
-        if len(self.embeddings[0].shape) != 2:
-            raise ParameterError(
-                f"{self.names[0]} has embeddings of shape {self.embeddings[0].shape}; "
-                "give (frames, D)"
-            )
-        for name, target, frames in zip(self.names, self.targets, self.embeddings, strict=True):
-            problem = _frames_problem(frames, self.dimension)
-            if not 0 <= target < len(self.labels):
-                problem = f"has target {target}, but labels are 0 … {len(self.labels) - 1}"
-            if problem:
-                raise ParameterError(f"{name} {problem}; extract its features again")
-
-    @property
-    def dimension(self) -> int:
-        """D, the length of one embedding."""
-        return self.embeddings[0].shape[1]
-
-    @property
-    def fold_numbers(self) -> tuple[int, ...]:
-        """The folds that have clips, ascending."""
-        return tuple(int(fold) for fold in np.unique(self.folds))
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that training sees, as a hexadecimal string."""
-        digest = hashlib.sha256(repr((self.labels, self.names, self.dimension)).encode())
-        for values in (self.folds, self.targets, *self.embeddings):
-            digest.update(repr(values.shape).encode())
-            digest.update(np.ascontiguousarray(values).data)
-        return digest.hexdigest()
-
-    def clips_in(self, folds: Collection[int]) -> np.ndarray:
-        """Indices of the clips of some folds, (n,) int64, ascending."""
-        return np.flatnonzero(np.isin(self.folds, list(folds)))
-
-    def frames_in(self, folds: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
-        """All frames of some folds and their clips' targets.
-
-        Returns
-        -------
-        frames : np.ndarray, (n, D) float32
-        targets : np.ndarray, (n,) int64
-        """
-        clips = self.clips_in(folds)
-        frames = np.concatenate([self.embeddings[clip] for clip in clips])
-        counts = [len(self.embeddings[clip]) for clip in clips]
-        return frames, np.repeat(self.targets[clips], counts)
 
 
 def extract_features(
@@ -186,6 +80,7 @@ def extract_features(
 
     Examples
     --------
+    >>> from l3prune.datasets import Clip
     >>> clips = (Clip(Path("a.wav"), fold=1, target=0),)
     >>> extract_features(Dataset("toy", clips, ("dog",)), "net.h5", "features", hop_size=2)
     Traceback (most recent call last):
@@ -197,10 +92,7 @@ def extract_features(
             f"hop_size={hop_size} is not in [{HOP_SIZES[0]}, {HOP_SIZES[1]}] seconds; "
             "frames are 1 s long and must cover the clip"
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ParameterError(
-            f"batch_size={batch_size} is not a positive integer; 32 is a good start"
-        )
+    check_count("batch_size", batch_size)
     unknown = sorted(set(folds or ()) - set(dataset.folds))
     if unknown:
         raise ParameterError(
@@ -214,8 +106,7 @@ def extract_features(
             f"two clips of {dataset.name} would both be {twice}; rename one of them or its fold"
         )
     output_dir = Path(output_dir)
-    embedding = _embedding()
-    network = embedding.load_model(model)
+    network = _embedding().load_model(model)
     _describe(output_dir, dataset, model, network, float(hop_size))
 
     from tqdm import tqdm
@@ -232,7 +123,7 @@ def extract_features(
         if _is_done(path, clip.target):
             continue
         try:
-            frames = _embed(embedding, clip, network, hop_size, batch_size)
+            frames = embed_file(clip.path, network, hop_size, batch_size)
         except L3PruneError as error:
             failed.append(str(error))
             continue
@@ -282,6 +173,8 @@ def read_features(features_dir: str | os.PathLike[str]) -> Features:
         labels = tuple(str(label) for label in description["labels"])
         listed = {int(fold): list(names) for fold, names in description["clips"].items()}
         dataset = str(description["dataset"])
+        # Features written before there were copies have no such list.
+        originals = {str(a): str(b) for a, b in description.get("originals", {}).items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise L3PruneError(
             f"{record} is not a features description ({error!r}); extract the features again"
@@ -303,7 +196,7 @@ def read_features(features_dir: str | os.PathLike[str]) -> Features:
         for stem in stems:
             path = folder / f"{stem}.npz"
             frames, target = _read_clip(path)
-            problem = _frames_problem(frames, embeddings[0].shape[1] if embeddings else None)
+            problem = frames_problem(frames, embeddings[0].shape[1] if embeddings else None)
             if not 0 <= target < len(labels):
                 problem = f"has y={target}, but {record} has {len(labels)} labels"
             if problem:
@@ -314,7 +207,9 @@ def read_features(features_dir: str | os.PathLike[str]) -> Features:
             embeddings.append(frames)
     if not names:
         raise L3PruneError(f"{features_dir} has no clips; run `python -m classifier features`")
-    extraction = {key: value for key, value in description.items() if key != "clips"}
+    extraction = {
+        key: value for key, value in description.items() if key not in ("clips", "originals")
+    }
     return Features(
         dataset,
         labels,
@@ -323,7 +218,103 @@ def read_features(features_dir: str | os.PathLike[str]) -> Features:
         np.array(targets),
         tuple(embeddings),
         extraction,
+        originals,
     )
+
+
+def embed_file(
+    path: str | os.PathLike[str], network: Any, hop_size: float, batch_size: int = 32
+) -> np.ndarray:
+    """Frames of one audio file, cut and padded as `extract_features` does.
+
+    Parameters
+    ----------
+    path : str or path-like
+    network : keras.Model
+    hop_size : float
+        Seconds between frames.
+    batch_size : int
+        Frames that the network sees at once.
+
+    Returns
+    -------
+    frames : np.ndarray, (frames, D) float32
+
+    Raises
+    ------
+    L3PruneError
+        The file cannot be read or embedded; the message names it.
+
+    Examples
+    --------
+    >>> embed_file("/nowhere/a.wav", None, 0.1)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors...Error: no such audio file: /nowhere/a.wav
+    """
+    from l3prune.audio import load_audio
+
+    audio, sample_rate = load_audio(path)
+    short = sample_rate - len(audio)
+    if short > 0:
+        audio = np.pad(audio, ((short // 2, short - short // 2), (0, 0)))
+    try:
+        frames, _ = _embedding().get_embedding(
+            audio,
+            sample_rate,
+            model=network,
+            hop_size=hop_size,
+            center=False,
+            batch_size=batch_size,
+        )
+    except L3PruneError as error:
+        raise L3PruneError(f"{path}: {error}") from error
+    problem = frames_problem(frames, None)
+    if problem:
+        raise L3PruneError(f"{path} {problem}")
+    return frames
+
+
+def load_network(model: Any, sha256: str | None = None) -> Any:
+    """The embedding network that a `model` argument names; with a checksum, only that one.
+
+    Raises
+    ------
+    L3PruneError
+        It cannot be loaded, or it is another network than the checksum's.
+
+    Examples
+    --------
+    >>> load_network("/nowhere/net.h5")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors...Error: no such weight file: /nowhere/net.h5...
+    """
+    network = _embedding().load_model(model)
+    if sha256 is not None and network_sha256(network) != sha256:
+        raise L3PruneError(
+            f"{model} is not the network that the classifier was trained on (its layers or "
+            "weights differ); give that one with --model"
+        )
+    return network
+
+
+def network_sha256(network: Any) -> str:
+    """Of its layers' kinds, output shape and weights; not of names, which Keras numbers.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> len(network_sha256(create_network("sea64")))
+    64
+    """
+    kinds = [type(layer).__name__ for layer in network.layers]
+    digest = hashlib.sha256(repr((kinds, network.output_shape)).encode())
+    for weights in network.get_weights():
+        weights = np.ascontiguousarray(weights)
+        digest.update(repr((weights.shape, str(weights.dtype))).encode())
+        digest.update(weights.tobytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -332,12 +323,12 @@ def versions() -> dict[str, str]:
     Examples
     --------
     >>> sorted(versions())
-    ['l3prune', 'numpy', 'tensorflow', 'tf_keras']
+    ['l3prune', 'numpy', 'scikit-learn', 'tensorflow', 'tf_keras']
     """
     import l3prune
 
     found = {"l3prune": l3prune.__version__}
-    for package in ("numpy", "tensorflow", "tf_keras"):
+    for package in ("numpy", "scikit-learn", "tensorflow", "tf_keras"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
@@ -352,33 +343,6 @@ def _embedding() -> ModuleType:
     return l3prune.embedding
 
 
-def _embed(
-    embedding: ModuleType, clip: Clip, network: Any, hop_size: float, batch_size: int
-) -> np.ndarray:
-    """Frames of one clip, (frames, D) float32, or an error that names its file."""
-    from l3prune.audio import load_audio
-
-    audio, sample_rate = load_audio(clip.path)
-    short = sample_rate - len(audio)
-    if short > 0:
-        audio = np.pad(audio, ((short // 2, short - short // 2), (0, 0)))
-    try:
-        frames, _ = embedding.get_embedding(
-            audio,
-            sample_rate,
-            model=network,
-            hop_size=hop_size,
-            center=False,
-            batch_size=batch_size,
-        )
-    except L3PruneError as error:
-        raise L3PruneError(f"{clip.path}: {error}") from error
-    problem = _frames_problem(frames, None)
-    if problem:
-        raise L3PruneError(f"{clip.path} {problem}")
-    return frames
-
-
 def _describe(
     output_dir: Path, dataset: Dataset, model: Any, network: Any, hop_size: float
 ) -> None:
@@ -387,12 +351,15 @@ def _describe(
         "dataset": dataset.name,
         "labels": list(dataset.labels),
         "model": str(model) if isinstance(model, (str, os.PathLike)) else network.name,
-        "model_sha256": _network_sha256(network),
+        "model_sha256": network_sha256(network),
         "hop_size": hop_size,
         "versions": versions(),
         "clips": {
             str(fold): [clip.path.stem for clip in dataset.clips if clip.fold == fold]
             for fold in dataset.folds
+        },
+        "originals": {
+            clip.path.stem: clip.original for clip in dataset.clips if clip.original is not None
         },
     }
     record = output_dir / "features.json"
@@ -413,17 +380,6 @@ def _describe(
     write_json(record, description)
 
 
-def _network_sha256(network: Any) -> str:
-    """Of its layers' kinds, output shape and weights; not of names, which Keras numbers."""
-    kinds = [type(layer).__name__ for layer in network.layers]
-    digest = hashlib.sha256(repr((kinds, network.output_shape)).encode())
-    for weights in network.get_weights():
-        weights = np.ascontiguousarray(weights)
-        digest.update(repr((weights.shape, str(weights.dtype))).encode())
-        digest.update(weights.tobytes())
-    return digest.hexdigest()
-
-
 def _is_done(path: Path, target: int) -> bool:
     """Whether the file holds valid features with this target; a damaged one is made again."""
     if not path.is_file():
@@ -432,7 +388,7 @@ def _is_done(path: Path, target: int) -> bool:
         frames, found = _read_clip(path)
     except L3PruneError:
         return False
-    return found == target and _frames_problem(frames, None) is None
+    return found == target and frames_problem(frames, None) is None
 
 
 def _read_clip(path: Path) -> tuple[np.ndarray, int]:
@@ -450,16 +406,3 @@ def _read_clip(path: Path) -> tuple[np.ndarray, int]:
     raise L3PruneError(
         f"{path} is damaged ({problem}); delete it and extract the features again"
     ) from problem
-
-
-def _frames_problem(frames: np.ndarray, dimension: int | None) -> str | None:
-    """What is wrong with the frames of a clip, as the rest of a sentence; None if nothing is."""
-    if frames.ndim != 2 or 0 in frames.shape or frames.dtype != np.float32:
-        return (
-            f"has embeddings of shape {frames.shape}, {frames.dtype}; expected (frames, D), float32"
-        )
-    if dimension is not None and frames.shape[1] != dimension:
-        return f"has {frames.shape[1]}-d embeddings, other clips have {dimension}-d ones"
-    if not np.isfinite(frames).all():
-        return "has embeddings that are not finite"
-    return None

@@ -1,4 +1,4 @@
-"""The classifier of the L3 papers: a standardised two-hidden-layer perceptron on single frames.
+"""The classifier of the L3 papers: a perceptron with two hidden layers.
 
 Source: Cramer, Wu, Salamon, Bello, "Look, listen and learn more", ICASSP 2019, section 4.
 """
@@ -8,23 +8,22 @@ from __future__ import annotations
 import itertools
 import math
 import operator
-import os
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from classifier.checks import check_count, check_positive, check_seed
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write
 
 HIDDEN = (512, 128)
-WEIGHT_DECAY = 1e-5
 
-#: Columns of the history, one row per epoch. Losses include the weight decay, as Keras's do.
+#: Rows, about, that TensorFlow gets at once.
+CHUNK = 8192
+
+#: Columns of the history, one row per epoch; without validation rows only the first three. Losses
+#: include the weight decay, as Keras's do.
 HISTORY = ("epoch", "loss", "accuracy", "val_loss", "val_accuracy")
 
 
@@ -37,157 +36,126 @@ class Recipe:
     epochs : int
         At most so many.
     batch_size : int
-        Frames per step.
+        Rows per step.
     learning_rate : float
         Of Adam.
     patience : int
         Stop after so many epochs in a row without a lower validation loss.
+    weight_decay : float
+        Factor of the kernels' squared norm in the loss; 0 for none.
 
     Raises
     ------
     ParameterError
-        A value is not positive.
+        A value is not positive, or the weight decay is negative.
 
     Examples
     --------
     >>> Recipe(epochs=50)
-    Recipe(epochs=50, batch_size=32, learning_rate=0.0001, patience=20)
+    Recipe(epochs=50, batch_size=32, learning_rate=0.0001, patience=20, weight_decay=1e-05)
     """
 
     epochs: int = 150
     batch_size: int = 32
     learning_rate: float = 1e-4
     patience: int = 20
+    weight_decay: float = 1e-5
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):
-            value = getattr(self, name)
-            try:
-                integer = operator.index(value)
-            except TypeError:
-                integer = 0
-            if integer < 1:
-                raise ParameterError(f"{name}={value} is not a positive integer; pass 1 or more")
-        if not 0 < self.learning_rate < math.inf:
+            check_count(name, getattr(self, name))
+        check_positive("learning_rate", self.learning_rate, start="1e-4")
+        if not 0 <= self.weight_decay < math.inf:
             raise ParameterError(
-                f"learning_rate={self.learning_rate} is not positive and finite; "
-                "1e-4 is a good start"
+                f"weight_decay={self.weight_decay} is not 0 or more and finite; "
+                "1e-5 is a good start"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class MLP:
-    """A trained classifier: arrays only, so that using one takes no TensorFlow.
+    """A trained perceptron: arrays only, so that using one takes no TensorFlow.
 
     Attributes
     ----------
-    mean, scale : np.ndarray, (D,) float32
-        Subtracted from a frame, then divided by.
     kernels : tuple of np.ndarray, (in, out) float32
         Of the dense layers, first to last.
     biases : tuple of np.ndarray, (out,) float32
 
     Examples
     --------
-    >>> one = np.ones(1, np.float32)
-    >>> mlp = MLP(0 * one, one, (np.float32([[0, 1]]),), (np.zeros(2, np.float32),))
+    >>> mlp = MLP((np.float32([[0, 1]]),), (np.zeros(2, np.float32),))
     >>> mlp.predict(np.zeros((1, 1), np.float32))
     array([[0.5, 0.5]], dtype=float32)
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
     kernels: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
 
-    def predict(self, frames: np.ndarray) -> np.ndarray:
-        """Class probabilities of each frame.
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Length of a row, number of classes."""
+        return len(self.kernels[0]), len(self.biases[-1])
+
+    def predict(self, rows: np.ndarray) -> np.ndarray:
+        """Class probabilities of each row.
 
         Parameters
         ----------
-        frames : np.ndarray, (n, D) float32
-            As extracted, not standardised.
+        rows : np.ndarray, (n, in) float32
+            Standardised.
 
         Returns
         -------
         probabilities : np.ndarray, (n, classes) float32
-
-        Raises
-        ------
-        ParameterError
-            Another D than that of the training frames.
         """
-        if frames.ndim != 2 or frames.shape[1] != len(self.mean):
-            raise ParameterError(
-                f"frames of shape {frames.shape} given; this classifier takes (n, {len(self.mean)})"
-            )
-        values = standardize(frames, self.mean, self.scale)
+        values = rows
         for kernel, bias in zip(self.kernels[:-1], self.biases[:-1], strict=True):
             values = np.maximum(values @ kernel + bias, 0)
         logits = values @ self.kernels[-1] + self.biases[-1]
         exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write an npz without pickles: mean, scale, kernel_0 …, bias_0 …."""
-        arrays: dict[str, Any] = {"mean": self.mean, "scale": self.scale}
-        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
-            arrays[f"kernel_{i}"] = kernel
-            arrays[f"bias_{i}"] = bias
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            # A file, because np.savez appends .npz to a path without it.
-            np.savez(file, **arrays)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The kernels and biases as kernel_0 …, bias_0 …."""
+        return {
+            f"{name}_{i}": array
+            for i, pair in enumerate(zip(self.kernels, self.biases, strict=True))
+            for name, array in zip(("kernel", "bias"), pair, strict=True)
+        }
 
-
-def load_mlp(path: str | os.PathLike[str]) -> MLP:
-    """Read what `MLP.save` wrote.
-
-    Raises
-    ------
-    L3PruneError
-        The file is missing, damaged, or holds something else.
-
-    Examples
-    --------
-    >>> load_mlp("/nowhere/mlp.npz")
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.L3PruneError: /nowhere/mlp.npz is missing; train it first
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise L3PruneError(f"{path} is missing; train it first")
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            depth = sum(name.startswith("kernel_") for name in arrays)
-            mlp = MLP(
-                arrays["mean"],
-                arrays["scale"],
-                tuple(arrays[f"kernel_{i}"] for i in range(depth)),
-                tuple(arrays[f"bias_{i}"] for i in range(depth)),
-            )
-        sizes = [len(mlp.mean), *(len(bias) for bias in mlp.biases)]
-        shapes = [kernel.shape for kernel in mlp.kernels]
-        if not depth or shapes != list(itertools.pairwise(sizes)):
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MLP:
+        """What `arrays` gave; ValueError or KeyError if they are not of one perceptron."""
+        depth = sum(name.startswith("kernel_") for name in arrays)
+        kernels, biases = (
+            tuple(arrays[f"{name}_{i}"] for i in range(depth)) for name in ("kernel", "bias")
+        )
+        shapes = [kernel.shape for kernel in kernels]
+        if (
+            not depth
+            or len(shapes[0]) != 2
+            or any(bias.ndim != 1 for bias in biases)
+            or any(array.dtype != np.float32 for array in (*kernels, *biases))
+        ):
+            raise ValueError("its kernels and biases are not of dense layers")
+        sizes = [shapes[0][0], *(len(bias) for bias in biases)]
+        if shapes != list(itertools.pairwise(sizes)):
             raise ValueError(f"its kernels {shapes} do not fit its biases {sizes[1:]}")
-    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError) as error:
-        problem: Exception = error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        problem = error
-    else:
-        return mlp
-    raise L3PruneError(f"{path} is no classifier ({problem}); train it again") from problem
+        return cls(kernels, biases)
 
 
-def build_network(dimension: int, classes: int, seed: int) -> Any:
-    """The untrained perceptron: dense 512 and 128 with ReLU, dense softmax; Glorot, L2 1e-5.
+def build_network(dimension: int, classes: int, seed: int, weight_decay: float = 1e-5) -> Any:
+    """The untrained perceptron: dense 512 and 128 with ReLU, dense softmax; Glorot, L2.
 
     Parameters
     ----------
     dimension, classes : int
-        Lengths of a frame and of the output.
+        Lengths of a row and of the output.
     seed : int
         Of the initial kernels.
+    weight_decay : float
+        Of the kernels; biases have none.
 
     Returns
     -------
@@ -210,34 +178,34 @@ def build_network(dimension: int, classes: int, seed: int) -> Any:
                 size,
                 activation,
                 kernel_initializer=keras.initializers.GlorotUniform(int(layer_seed)),
-                kernel_regularizer=keras.regularizers.L2(WEIGHT_DECAY),
+                kernel_regularizer=keras.regularizers.L2(weight_decay),
             )
         )
     return keras.Sequential(layers)
 
 
-def fit(
+def fit_mlp(
     train: tuple[np.ndarray, np.ndarray],
-    valid: tuple[np.ndarray, np.ndarray],
+    valid: tuple[np.ndarray, np.ndarray] | None,
     classes: int,
     *,
     seed: int = 0,
     recipe: Recipe | None = None,
     title: str | None = None,
 ) -> tuple[MLP, list[dict[str, float]]]:
-    """Train a classifier and keep the weights of the epoch with the lowest validation loss.
+    """Train a perceptron and keep the weights of the epoch with the lowest validation loss.
 
-    The mean and the scale are those of the training frames. The same seed gives the same bits on
-    one CPU; global random state is neither read nor changed.
+    The same seed gives the same bits on one CPU; global random state is neither read nor changed.
 
     Parameters
     ----------
-    train, valid : (frames, targets)
-        frames (n, D) float32, targets (n,) integers in 0 … classes - 1.
+    train, valid : (rows, targets)
+        rows (n, D) float32, standardised; targets (n,) integers in 0 … classes - 1.
+        Without `valid`, the weights of the last epoch are kept.
     classes : int
         Length of the output.
     seed : int
-        Of the initial weights and of the order of the frames, 0 or more.
+        Of the initial weights and of the order of the rows, 0 or more.
     recipe : Recipe, optional
     title : str, optional
         Show a progress bar with this title.
@@ -246,40 +214,35 @@ def fit(
     -------
     mlp : MLP
     history : list of dict
-        One row per epoch with the keys `HISTORY`; loss and accuracy are means over the frames.
+        One row per epoch with the keys `HISTORY`; loss and accuracy are means over the rows.
 
     Raises
     ------
     ParameterError
-        The seed is negative, or there are no frames.
+        The seed is negative, or there are no rows.
     L3PruneError
         The loss is not finite.
 
     Examples
     --------
-    >>> frames, targets = np.float32([[0], [1]]), np.array([0, 1])
-    >>> mlp, history = fit((frames, targets), (frames, targets), 2, recipe=Recipe(epochs=3))
-    >>> mlp.predict(frames).shape, [row["epoch"] for row in history]
+    >>> rows, targets = np.float32([[0], [1]]), np.array([0, 1])
+    >>> mlp, history = fit_mlp((rows, targets), (rows, targets), 2, recipe=Recipe(epochs=3))
+    >>> mlp.predict(rows).shape, [row["epoch"] for row in history]
     ((2, 2), [1, 2, 3])
     """
     recipe = recipe or Recipe()
     check_seed(seed)
-    if not len(train[0]) or not len(valid[0]):
-        raise ParameterError("no frames to train or to validate on; give both")
+    if not len(train[0]) or (valid is not None and not len(valid[0])):
+        raise ParameterError("no rows to train or to validate on; give both")
 
     import tensorflow as tf
     import tf_keras as keras
-    from sklearn.preprocessing import StandardScaler
     from tqdm import tqdm
 
-    scaler = StandardScaler().fit(train[0])
-    mean, scale = scaler.mean_.astype(np.float32), scaler.scale_.astype(np.float32)
-    frames, valid_frames = (tf.constant(standardize(x, mean, scale)) for x in (train[0], valid[0]))
-    targets, valid_targets = (tf.constant(y, tf.int64) for y in (train[1], valid[1]))
-    n_frames = len(train[0])
+    n_rows = len(train[0])
     batch_size = recipe.batch_size
 
-    network = build_network(train[0].shape[1], classes, seed)
+    network = build_network(train[0].shape[1], classes, seed, recipe.weight_decay)
     weights = network.trainable_variables
     optimizer = keras.optimizers.Adam(recipe.learning_rate)
     optimizer.build(weights)
@@ -290,24 +253,42 @@ def fit(
         hits = keras.metrics.sparse_categorical_accuracy(batch_targets, probabilities)
         return losses, hits
 
-    # An epoch is one call: `Model.fit` with its call per step takes more than twice as long.
-    @tf.function
-    def run_epoch(order: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    # Chunks of any length, without tracing the functions again.
+    signature = (
+        tf.TensorSpec((None, train[0].shape[1]), tf.float32),
+        tf.TensorSpec((None,), tf.int64),
+    )
+
+    # Many steps are one call: `Model.fit` with its call per step takes more than twice as long.
+    # Not a whole epoch, because TensorFlow would copy all rows.
+    @tf.function(input_signature=signature)
+    def run_steps(rows: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         loss_sum, hit_sum = 0.0, 0.0
-        for start in tf.range(0, n_frames, batch_size):
-            batch = order[start : start + batch_size]
+        for start in tf.range(0, tf.size(targets), batch_size):
+            batch, batch_targets = (x[start : start + batch_size] for x in (rows, targets))
             with tf.GradientTape() as tape:
-                losses, hits = losses_and_hits(tf.gather(frames, batch), tf.gather(targets, batch))
+                losses, hits = losses_and_hits(batch, batch_targets)
                 loss = tf.reduce_mean(losses) + tf.add_n(network.losses)
             optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
-            loss_sum += loss * tf.cast(tf.size(batch), tf.float32)
+            loss_sum += loss * tf.cast(tf.size(batch_targets), tf.float32)
             hit_sum += tf.reduce_sum(hits)
-        return loss_sum / n_frames, hit_sum / n_frames
+        return loss_sum, hit_sum
 
-    @tf.function
-    def validate() -> tuple[tf.Tensor, tf.Tensor]:
-        losses, hits = losses_and_hits(valid_frames, valid_targets)
-        return tf.reduce_mean(losses) + tf.add_n(network.losses), tf.reduce_mean(hits)
+    @tf.function(input_signature=signature)
+    def score(rows: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        losses, hits = losses_and_hits(rows, targets)
+        penalty = tf.add_n(network.losses) * tf.cast(tf.size(targets), tf.float32)
+        return tf.reduce_sum(losses) + penalty, tf.reduce_sum(hits)
+
+    chunk = batch_size * max(1, CHUNK // batch_size)
+
+    def means(function: Any, part: tuple[np.ndarray, np.ndarray], order: np.ndarray) -> list[float]:
+        """Mean loss and accuracy of a part's rows in an order."""
+        sums = np.zeros(2)
+        for start in range(0, len(order), chunk):
+            chosen = order[start : start + chunk]
+            sums += [float(x) for x in function(part[0][chosen], part[1][chosen])]
+        return (sums / len(order)).tolist()
 
     rng = np.random.default_rng(seed)
     history: list[dict[str, float]] = []
@@ -318,54 +299,38 @@ def fit(
     )
     with bar:
         for epoch in bar:
-            loss, accuracy = run_epoch(tf.constant(rng.permutation(n_frames)))
-            val_loss, val_accuracy = validate()
-            row = (epoch, *(float(value) for value in (loss, accuracy, val_loss, val_accuracy)))
-            history.append(dict(zip(HISTORY, row, strict=True)))
-            if not np.isfinite(row).all():
+            values = means(run_steps, train, rng.permutation(n_rows))
+            if valid is not None:
+                values += means(score, valid, np.arange(len(valid[0])))
+            row = {"epoch": epoch, **dict(zip(HISTORY[1:], values, strict=False))}
+            history.append(row)
+            if not np.isfinite(list(row.values())).all():
                 raise L3PruneError(
                     f"the loss is not finite in epoch {epoch}; "
                     f"lower learning_rate={recipe.learning_rate}"
                 )
-            if row[3] < best_loss:
-                best_loss, best_epoch, best_weights = row[3], epoch, network.get_weights()
-            bar.set_postfix(val_loss=f"{row[3]:.3f}", best=f"{best_loss:.3f}", refresh=False)
+            if valid is None:
+                bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+                continue
+            if row["val_loss"] < best_loss:
+                best_loss, best_epoch, best_weights = row["val_loss"], epoch, network.get_weights()
+            bar.set_postfix(
+                val_loss=f"{row['val_loss']:.3f}", best=f"{best_loss:.3f}", refresh=False
+            )
             if epoch - best_epoch >= recipe.patience:
                 break
-    return MLP(mean, scale, tuple(best_weights[::2]), tuple(best_weights[1::2])), history
-
-
-def standardize(frames: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """(frames - mean) / scale in float32.
-
-    Examples
-    --------
-    >>> standardize(np.float32([[3]]), np.float32([1]), np.float32([4]))
-    array([[0.5]], dtype=float32)
-    """
-    return (frames - mean) / scale
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that is not an integer from 0.
-
-    Examples
-    --------
-    >>> check_seed(-1)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: seed=-1 is not an integer of 0 or more
-    """
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise ParameterError(f"seed={seed} is not an integer of 0 or more")
+    kept = network.get_weights() if valid is None else best_weights
+    return MLP(tuple(kept[::2]), tuple(kept[1::2])), history
 
 
 def best_row(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The row whose weights `fit` kept: the first with the lowest validation loss.
+    """The row whose weights `fit_mlp` kept: the first with the lowest validation loss, or the last.
 
     Examples
     --------
     >>> best_row([{"epoch": 1, "val_loss": 2.0}, {"epoch": 2, "val_loss": 1.0}])
     {'epoch': 2, 'val_loss': 1.0}
     """
+    if "val_loss" not in history[-1]:
+        return history[-1]
     return min(history, key=operator.itemgetter("val_loss"))

@@ -1,4 +1,4 @@
-"""The classifier package: features on disk, the perceptron, folds, and the commands."""
+"""The classifier package: features on disk, the commands, predictions on audio."""
 
 import csv
 import json
@@ -12,18 +12,10 @@ import pytest
 import soundfile
 
 import classifier.features
-import classifier.train
 from classifier.__main__ import main
-from classifier.features import Features, extract_features, read_features
-from classifier.mlp import MLP, Recipe, best_row, build_network, fit, load_mlp, standardize
-from classifier.train import (
-    CrossValidation,
-    FoldResult,
-    cross_validate,
-    predict_clips,
-    split_folds,
-    train_fold,
-)
+from classifier.features import extract_features, read_features
+from classifier.inputs import Features
+from classifier.mlp import Recipe
 from l3prune.datasets import Clip, Dataset
 from l3prune.errors import L3PruneError, ParameterError
 
@@ -128,14 +120,6 @@ def write_features(folder, features):
 
 def files_below(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def softmax_of(logit_kernel):
-    """A classifier of one linear layer on 1-d frames."""
-    kernel = np.float32([logit_kernel])
-    return MLP(
-        np.zeros(1, np.float32), np.ones(1, np.float32), (kernel,), (np.zeros(2, np.float32),)
-    )
 
 
 # ------------------------------------------------------------------------------- features
@@ -251,6 +235,29 @@ def test_bad_extraction_arguments_write_nothing(arguments, message, network, cor
     assert not (tmp_path / "f").exists()
 
 
+def test_augmented_copies_are_extracted_and_named(network, corpus, tmp_path):
+    copy = tmp_path / "audio" / "1-0_pitch.wav"
+    soundfile.write(copy, np.full(RATE, 0.5, np.float32), RATE, subtype="FLOAT")
+    clips = (*corpus.clips, Clip(copy, 1, 0, original="1-0"))
+    with_copy = Dataset("toy", clips, corpus.labels)
+    # Added to features that were extracted without them.
+    extract_features(corpus, network, tmp_path / "f", quiet=True)
+    assert read_features(tmp_path / "f").originals == {}
+    assert extract_features(with_copy, network, tmp_path / "f", quiet=True) == 1
+    features = read_features(tmp_path / "f")
+    assert features.originals == {"1-0_pitch": "1-0"}
+    assert [features.names[i] for i in np.flatnonzero(features.augmented)] == ["1-0_pitch"]
+    assert "originals" not in features.extraction
+    record = tmp_path / "f/features.json"
+    text = record.read_text()
+    record.write_text(text.replace('"1-0_pitch": "1-0"', '"1-0_pitch": "2-0"'))
+    with pytest.raises(ParameterError, match="1-0_pitch is a copy of 2-0, which is no official"):
+        read_features(tmp_path / "f")
+    record.write_text(text.replace('{\n    "1-0_pitch": "1-0"\n  }', "[]"))
+    with pytest.raises(L3PruneError, match="is not a features description"):
+        read_features(tmp_path / "f")
+
+
 def test_two_clips_of_one_name_are_refused(network, corpus, tmp_path):
     twin = Clip(tmp_path / "elsewhere" / "1-0.ogg", 1, 0)
     twins = Dataset("toy", (*corpus.clips, twin), corpus.labels)
@@ -322,6 +329,8 @@ def test_features_value_checks_itself():
         make(("x", "y"), [1, 2], [0, 0], (FRAMES, FRAMES[:, :3]))
     with pytest.raises(ParameterError, match="y has target 1, but labels are 0 … 0"):
         make(("x", "y"), [1, 2], [0, 1], frames)
+    with pytest.raises(ParameterError, match="repeat one; give each class its own"):
+        Features("toy", ("a", "a"), ("x", "y"), [1, 2], [0, 1], frames)
 
 
 def test_fingerprint_sees_every_value():
@@ -329,375 +338,6 @@ def test_fingerprint_sees_every_value():
     prints.add(toy_features(folds=(1, 2, 3, 5)).fingerprint)
     assert len(prints) == 3
     assert toy_features().fingerprint == toy_features().fingerprint
-
-
-# ----------------------------------------------------------------------------- perceptron
-
-
-def test_network_is_the_papers():
-    from tf_keras.initializers import GlorotUniform
-
-    network = build_network(64, 10, seed=0)
-    assert [layer.units for layer in network.layers] == [512, 128, 10]
-    assert [layer.activation.__name__ for layer in network.layers] == ["relu", "relu", "softmax"]
-    for layer in network.layers:
-        assert float(layer.kernel_regularizer.l2) == pytest.approx(1e-5)
-        assert layer.bias_regularizer is None
-        assert isinstance(layer.kernel_initializer, GlorotUniform)
-    # No two layers start from the same random numbers.
-    first, second = (layer.get_weights()[0].ravel() for layer in network.layers[:2])
-    assert abs(np.corrcoef(first[:1000], second[:1000])[0, 1]) < 0.2
-
-
-def test_predict_is_what_the_keras_network_computes():
-    network = build_network(6, 3, seed=4)
-    rng = np.random.default_rng(0)
-    weights = [rng.normal(size=w.shape).astype(np.float32) / 5 for w in network.get_weights()]
-    network.set_weights(weights)
-    mean, scale = rng.normal(size=(2, 6)).astype(np.float32)
-    mlp = MLP(mean, scale, tuple(weights[::2]), tuple(weights[1::2]))
-    frames = rng.normal(size=(50, 6)).astype(np.float32)
-    expected = network(standardize(frames, mean, scale)).numpy()
-    np.testing.assert_allclose(mlp.predict(frames), expected, rtol=1e-4, atol=1e-6)
-    with pytest.raises(ParameterError, match=r"frames of shape \(50, 5\) given; .* \(n, 6\)"):
-        mlp.predict(frames[:, :5])
-
-
-def test_predict_survives_large_logits():
-    probabilities = softmax_of([0, 1000]).predict(np.float32([[1], [-1]]))
-    np.testing.assert_array_equal(probabilities, [[0, 1], [1, 0]])
-
-
-def test_training_is_the_same_bit_for_bit_and_save_is_exact(tmp_path):
-    features = toy_features()
-    train, valid = features.frames_in([1, 2]), features.frames_in([3])
-    first, history = fit(train, valid, 2, seed=5, recipe=QUICK)
-    np.random.seed(1)  # noqa: NPY002 (shows that global random state is not read)
-    again, history_again = fit(train, valid, 2, seed=5, recipe=QUICK)
-    other, _ = fit(train, valid, 2, seed=6, recipe=QUICK)
-    assert history == history_again
-    first.save(tmp_path / "mlp.npz")
-    loaded = load_mlp(tmp_path / "mlp.npz")
-    for same in (again, loaded):
-        np.testing.assert_array_equal(same.mean, first.mean)
-        np.testing.assert_array_equal(same.scale, first.scale)
-        for name in ("kernels", "biases"):
-            for a, b in zip(getattr(same, name), getattr(first, name), strict=True):
-                np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(same.predict(valid[0]), first.predict(valid[0]))
-    assert not np.array_equal(other.kernels[0], first.kernels[0])
-
-
-def test_first_epoch_is_what_keras_fit_computes():
-    """One full batch: no order of frames, so plain Keras must give the same weights."""
-    import tf_keras as keras
-
-    features = toy_features()
-    train, valid = features.frames_in([1, 2]), features.frames_in([3])
-    recipe = Recipe(epochs=2, batch_size=1000, learning_rate=1e-3)
-    mlp, history = fit(train, valid, 2, seed=5, recipe=recipe)
-    network = build_network(4, 2, seed=5)
-    network.compile(
-        keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
-    )
-    x, x_valid = (standardize(part[0], mlp.mean, mlp.scale) for part in (train, valid))
-    reference = network.fit(
-        x, train[1], 1000, epochs=2, validation_data=(x_valid, valid[1]), verbose=0
-    ).history
-    for name in ("loss", "accuracy", "val_loss", "val_accuracy"):
-        np.testing.assert_allclose([row[name] for row in history], reference[name], rtol=1e-5)
-    for ours, theirs in zip(mlp.kernels, network.get_weights()[::2], strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-6)
-
-
-def test_weights_of_the_best_epoch_are_kept():
-    """The validation targets contradict the training ones, so each epoch makes it worse."""
-    frames, targets = toy_features().frames_in([1, 2, 3])
-    recipe = Recipe(epochs=30, learning_rate=1e-2, patience=4)
-    mlp, history = fit((frames, targets), (frames, 1 - targets), 2, recipe=recipe)
-    assert [row["epoch"] for row in history] == [1, 2, 3, 4, 5]
-    assert best_row(history)["epoch"] == 1
-    probabilities = mlp.predict(frames)
-    losses = -np.log(probabilities[np.arange(len(frames)), 1 - targets])
-    decay = 1e-5 * sum(np.sum(kernel**2) for kernel in mlp.kernels)
-    assert losses.mean() + decay == pytest.approx(history[0]["val_loss"], rel=1e-4)
-    assert history[-1]["val_loss"] > 1.5 * history[0]["val_loss"]
-
-
-def test_best_epoch_in_the_middle():
-    rows = [{"epoch": i, "val_loss": loss} for i, loss in enumerate([3, 1, 2, 1], start=1)]
-    assert best_row(rows)["epoch"] == 2
-
-
-def test_constant_dimension_is_harmless():
-    frames, targets = toy_features().frames_in([1, 2])
-    frames = np.hstack([frames, np.full((len(frames), 1), 7, np.float32)])
-    mlp, _ = fit((frames, targets), (frames, targets), 2, recipe=QUICK)
-    assert mlp.scale[-1] == 1
-    assert np.isfinite(mlp.predict(frames)).all()
-
-
-def test_exploding_loss_is_an_error():
-    frames, targets = toy_features().frames_in([1])
-    recipe = Recipe(epochs=5, learning_rate=1e30)
-    with pytest.raises(L3PruneError, match=r"not finite in epoch \d; lower learning_rate=1e\+30"):
-        fit((frames, targets), (frames, targets), 2, recipe=recipe)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"epochs": 0}, "epochs=0 is not a positive integer"),
-        ({"epochs": -1}, "epochs=-1"),
-        ({"batch_size": 2.5}, "batch_size=2.5 is not a positive integer"),
-        ({"patience": 0}, "patience=0"),
-        ({"learning_rate": 0}, "learning_rate=0 is not positive"),
-        ({"learning_rate": float("nan")}, "learning_rate=nan"),
-        ({"learning_rate": float("inf")}, "learning_rate=inf"),
-    ],
-)
-def test_bad_recipe(arguments, message):
-    with pytest.raises(ParameterError, match=message):
-        Recipe(**arguments)
-
-
-def test_bad_classifier_file(tmp_path):
-    path = tmp_path / "mlp.npz"
-    with pytest.raises(L3PruneError, match="is missing; train it first"):
-        load_mlp(path)
-    path.write_bytes(b"no zip")
-    with pytest.raises(L3PruneError, match="is no classifier"):
-        load_mlp(path)
-    np.savez(path, mean=np.zeros(2), scale=np.ones(2), kernel_0=np.zeros((3, 1)), bias_0=[0])
-    with pytest.raises(L3PruneError, match=r"kernels \[\(3, 1\)\] do not fit its biases \[1\]"):
-        load_mlp(path)
-    np.savez(path, X=FRAMES, y=0)
-    with pytest.raises(L3PruneError, match="is no classifier"):
-        load_mlp(path)
-
-
-# ---------------------------------------------------------------------------------- folds
-
-
-def test_clip_is_the_mean_of_its_frames_not_their_vote():
-    mlp = softmax_of([0, 1])
-    # Probabilities of class 1: 0.27, 0.27, 1.00. Two of three frames vote 0; the mean is 0.51.
-    clip = np.float32([[-1], [-1], [9]])
-    np.testing.assert_allclose(mlp.predict(clip)[:, 1], [0.2689, 0.2689, 0.9999], atol=1e-4)
-    # Their mean in the last clip is 0.5 + 0.01 / 3.
-    last = np.log(np.float32([[0.49 / 0.51], [0.49 / 0.51], [0.53 / 0.47]]))
-    np.testing.assert_array_equal(predict_clips(mlp, [clip, clip[:2], last]), [1, 0, 1])
-
-
-@pytest.mark.parametrize(
-    ("test_fold", "valid_fold", "train_folds"),
-    [(1, 7, (2, 4)), (2, 1, (4, 7)), (4, 2, (1, 7)), (7, 4, (1, 2))],
-)
-def test_valid_fold_is_the_one_before(test_fold, valid_fold, train_folds):
-    assert split_folds((1, 2, 4, 7), test_fold) == (valid_fold, train_folds)
-
-
-def test_too_few_folds_or_an_unknown_one():
-    with pytest.raises(ParameterError, match=r"only fold 1, 2 has features; .* need 3 folds"):
-        split_folds((1, 2), 1)
-    with pytest.raises(ParameterError, match=r"fold 3 does not exist; folds: 1, 2, 4"):
-        split_folds((1, 2, 4), 3)
-
-
-def with_fold(features, fold, change):
-    """The same features, those of one fold changed."""
-    embeddings = tuple(
-        change(frames) if number == fold else frames
-        for number, frames in zip(features.folds, features.embeddings, strict=True)
-    )
-    return Features(
-        features.dataset,
-        features.labels,
-        features.names,
-        features.folds,
-        features.targets,
-        embeddings,
-    )
-
-
-def test_test_fold_has_no_say_in_scaler_weights_or_epoch(tmp_path):
-    features = toy_features()
-    absurd = with_fold(features, 3, lambda frames: 1e6 * frames - 1e5)
-    one = train_fold(features, 3, tmp_path / "a", recipe=QUICK, quiet=True)
-    two = train_fold(absurd, 3, tmp_path / "b", recipe=QUICK, quiet=True)
-    mlp, other = (load_mlp(tmp_path / name / "fold3/seed0/mlp.npz") for name in "ab")
-    for a, b in zip((mlp.mean, *mlp.kernels), (other.mean, *other.kernels), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert (one.best_epoch, one.valid_loss) == (two.best_epoch, two.valid_loss)
-    train_frames, _ = features.frames_in([1, 4])
-    np.testing.assert_allclose(mlp.mean, train_frames.mean(axis=0), rtol=1e-5)
-    np.testing.assert_allclose(mlp.scale, train_frames.std(axis=0), rtol=1e-5)
-
-
-def test_valid_fold_decides_the_epoch_but_not_the_scaler(tmp_path):
-    features = toy_features()
-    absurd = with_fold(features, 2, lambda frames: 1e3 * frames)
-    one = train_fold(features, 3, tmp_path / "a", recipe=QUICK, quiet=True)
-    two = train_fold(absurd, 3, tmp_path / "b", recipe=QUICK, quiet=True)
-    assert one.valid_loss != two.valid_loss
-    mlp, other = (load_mlp(tmp_path / name / "fold3/seed0/mlp.npz") for name in "ab")
-    np.testing.assert_array_equal(mlp.mean, other.mean)
-
-
-def test_fold_result_and_files(tmp_path):
-    recipe = Recipe(epochs=30, learning_rate=1e-3)
-    result = train_fold(toy_features(), 1, tmp_path, seed=7, recipe=recipe, quiet=True)
-    assert (result.test_fold, result.valid_fold, result.train_folds) == (1, 4, (2, 3))
-    assert np.sum(result.confusion) == 6
-    assert result.accuracy == 1.0
-    folder = tmp_path / "fold1" / "seed7"
-    assert files_below(folder) == ["history.csv", "mlp.npz", "result.json"]
-    record = json.loads((folder / "result.json").read_text())
-    assert FoldResult.from_json(record["result"]) == result
-    assert record["result"]["class_accuracy"] == {"low": 1.0, "high": 1.0}
-    assert record["config"]["epochs"] == 30
-    with (folder / "history.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "loss", "accuracy", "val_loss", "val_accuracy"]
-    best = rows[result.best_epoch - 1]
-    assert float(best["val_loss"]) == result.valid_loss == min(float(r["val_loss"]) for r in rows)
-    assert float(best["accuracy"]) == result.train_accuracy
-
-
-def test_confusion_has_true_classes_in_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        classifier.train, "predict_clips", lambda *a: np.array([0, 0, 1, 1, 1, 1], np.int64)
-    )
-    result = train_fold(toy_features(), 1, tmp_path, recipe=QUICK, quiet=True)
-    assert result.confusion == ((2, 1), (0, 3))
-
-
-def test_metrics_by_hand():
-    confusion = ((3, 1, 0), (1, 1, 0), (0, 0, 0))
-    result = FoldResult(1, 3, (2,), 0, ("a", "b", "c"), confusion, 1, 1, 0.1, 0.2, 0.3, 0.4)
-    assert result.accuracy == pytest.approx(4 / 6)
-    assert result.class_accuracy == (0.75, 0.5, None)
-    assert result.average_class_accuracy == 0.625
-    assert FoldResult.from_json(json.loads(json.dumps(result.to_json()))) == result
-
-
-def test_finished_fold_is_not_trained_again(tmp_path, monkeypatch):
-    features = toy_features()
-    first = train_fold(features, 2, tmp_path, recipe=QUICK, quiet=True)
-    monkeypatch.setattr(classifier.train, "fit", lambda *a, **k: pytest.fail("trained again"))
-    assert train_fold(features, 2, tmp_path, recipe=QUICK, quiet=True) == first
-    for other, what in (
-        ({"features": toy_features(seed=1)}, "features_sha256"),
-        ({"recipe": Recipe(epochs=4, patience=3)}, r"\{'epochs': 3\}, this run has \{'epochs': 4"),
-    ):
-        arguments = {"features": features, "recipe": QUICK} | other
-        with pytest.raises(L3PruneError, match=f"{what}.*choose another output folder"):
-            train_fold(fold=2, output_dir=tmp_path, quiet=True, **arguments)
-    (tmp_path / "fold2/seed0/result.json").write_text('{"config": {}}')
-    with pytest.raises(L3PruneError, match=r"result\.json is no result .*delete it"):
-        train_fold(features, 2, tmp_path, recipe=QUICK, quiet=True)
-
-
-def test_killed_run_leaves_no_finished_fold(tmp_path, monkeypatch):
-    features = toy_features()
-
-    def killed(self, path):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(MLP, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train_fold(features, 2, tmp_path, recipe=QUICK, quiet=True)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert train_fold(features, 2, tmp_path, recipe=QUICK, quiet=True).test_fold == 2
-
-
-def result_of(fold, seed, confusion, labels=("a", "b")):
-    return FoldResult(fold, 9, (8,), seed, labels, confusion, 1, 1, 0.1, 0.2, 0.3, 0.5)
-
-
-def test_cross_validation_sums_up_by_hand(tmp_path):
-    results = CrossValidation(
-        (
-            result_of(1, 0, ((4, 0), (0, 4))),
-            result_of(2, 0, ((2, 2), (0, 4))),
-            result_of(3, 0, ((4, 0), (0, 0))),
-        )
-    )
-    rows = {row["metric"]: row for row in results.summary()}
-    assert rows["clip accuracy"]["mean"] == pytest.approx((1 + 0.75 + 1) / 3)
-    # Deviations 1/12, -2/12, 1/12: sum of squares 6/144, over n - 1 = 2.
-    assert rows["clip accuracy"]["std"] == pytest.approx((6 / 144 / 2) ** 0.5)
-    assert rows["class a"]["mean"] == pytest.approx((1 + 0.5 + 1) / 3)
-    # Fold 3 has no clip of b.
-    assert (rows["class b"]["mean"], rows["class b"]["n"]) == (1.0, 2)
-    results.save(tmp_path)
-    record = json.loads((tmp_path / "cv.json").read_text())
-    assert record["confusion"] == [[10, 2], [0, 8]]
-    assert record["summary"] == results.summary()
-    with (tmp_path / "cv.csv").open(newline="") as file:
-        table = {row["metric"]: row for row in csv.DictReader(file)}
-    assert float(table["clip accuracy"]["mean"]) == rows["clip accuracy"]["mean"]
-    assert list(table["class a"]) == ["metric", "mean", "std", "n"]
-    assert "91.7" in results.table()
-
-
-def test_cross_validation_refuses_nothing_and_mixtures():
-    with pytest.raises(ParameterError, match="no results"):
-        CrossValidation(())
-    with pytest.raises(ParameterError, match="different labels"):
-        CrossValidation((result_of(1, 0, ((1,),), ("a",)), result_of(2, 0, ((1,),), ("b",))))
-
-
-def test_cross_validate_and_continue(tmp_path, monkeypatch):
-    features = toy_features(folds=(1, 3, 4))
-    alone = train_fold(features, 3, tmp_path, seed=1, recipe=QUICK, quiet=True)
-    results = cross_validate(features, tmp_path, seeds=(0, 1), recipe=QUICK, quiet=True)
-    pairs = [(result.test_fold, result.seed) for result in results.results]
-    assert pairs == [(1, 0), (1, 1), (3, 0), (3, 1), (4, 0), (4, 1)]
-    assert results.results[3] == alone
-    assert results.accuracy == pytest.approx(np.mean([r.accuracy for r in results.results]))
-    assert (tmp_path / "cv.json").is_file()
-    monkeypatch.setattr(classifier.train, "fit", lambda *a, **k: pytest.fail("trained again"))
-    assert cross_validate(features, tmp_path, seeds=[0, 1], recipe=QUICK) == results
-    # Refused before the folds that come before it are trained.
-    with pytest.raises(L3PruneError, match="choose another output folder"):
-        cross_validate(features, tmp_path, seeds=[2, 1], folds=[4, 3])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"seeds": ()}, r"seeds=\(\) is empty"),
-        ({"seeds": (1, 1)}, r"seeds=\(1, 1\) is empty or repeats one"),
-        ({"seeds": (-1,)}, "seed=-1 is not an integer of 0 or more"),
-        ({"seeds": (0.5,)}, "seed=0.5"),
-        ({"folds": ()}, r"folds=\(\) is empty"),
-        ({"folds": (1, 5)}, "fold 5 does not exist; folds: 1, 2, 3, 4"),
-    ],
-)
-def test_bad_cross_validation_writes_nothing(arguments, message, tmp_path):
-    with pytest.raises(ParameterError, match=message):
-        cross_validate(toy_features(), tmp_path / "r", recipe=QUICK, quiet=True, **arguments)
-    assert not (tmp_path / "r").exists()
-
-
-def test_results_of_features_that_differ_by_fold_sum_up(tmp_path):
-    """As when a network was distilled for each test fold."""
-    results = CrossValidation(
-        tuple(
-            train_fold(
-                toy_features(folds=(1, 2, 3), seed=fold, shift=fold),
-                fold,
-                tmp_path,
-                recipe=QUICK,
-                quiet=True,
-            )
-            for fold in (1, 2, 3)
-        )
-    )
-    assert [result.test_fold for result in results.results] == [1, 2, 3]
-    assert "3 folds x 1 seeds" in results.table()
 
 
 # ------------------------------------------------------------------------------- commands
@@ -713,12 +353,227 @@ def test_commands_from_recordings_to_table(network, tmp_path, capsys):
     quick = [str(features), str(results), "--epochs", "2", "--quiet"]
     assert main(["train", *quick, "--fold", "3", "--seed", "1"]) == 0
     assert "fold 3, seed 1: clip accuracy" in capsys.readouterr().out
-    assert main(["cv", *quick, "--seeds", "0", "1"]) == 0
+    assert main(["cv", *quick, "--fold", "2", "3", "--seeds", "0", "1"]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("3 folds x 2 seeds")
+    assert out.startswith("2 folds x 2 seeds")
     assert "class dog" in out
     record = json.loads((results / "fold3/seed1/result.json").read_text())
     assert record["extraction"]["model"] == "net.h5"
+    assert (results / "confusion.png").is_file()
+
+
+def test_commands_train_every_kind_with_search(network, tmp_path, capsys):
+    corpus = esc50_tree(tmp_path / "corpus")
+    features = str(tmp_path / "f")
+    assert main(["features", "esc50", str(corpus), features, "--model", "m", "--quiet"]) == 0
+    capsys.readouterr()
+    out = str(tmp_path / "rf")
+    forest = ["--model-type", "rf", "--trees", "3", "--features-mode", "stats", "--min-max"]
+    assert main(["cv", features, out, *forest, "--non-overlap", "--quiet"]) == 0
+    record = json.loads((tmp_path / "rf/fold1/seed0/result.json").read_text())
+    assert record["config"]["model"] == "rf"
+    assert {key: record["config"][key] for key in ("mode", "non_overlap", "min_max")} == {
+        "mode": "stats", "non_overlap": True, "min_max": True
+    }  # fmt: skip
+    search = ["--parameter-search", "--parameter-search-no-valid-fold", "--quiet"]
+    search += ["--parameter-search-valid-ratio", "0.4", "--parameter-search-train-without-valid"]
+    out = str(tmp_path / "svm")
+    svm = ["--model-type", "svm", "--kernel", "linear", "--tol", "1e-5"]
+    assert main(["train", features, out, *svm, *search, "--fold", "2"]) == 2
+    # Two clips a class are in the training folds, and one of them validates.
+    assert "has 1 training clip" in capsys.readouterr().err
+    assert not (tmp_path / "svm/fold2/seed0/result.json").exists()
+    assert main(["train", features, out, *svm, "--parameter-search", "--fold", "2"]) == 2
+    forest = ["--model-type", "rf", *search]
+    assert main(["train", features, str(tmp_path / "s"), *forest, "--fold", "2"]) == 0
+    assert "chosen: model rf, trees 100" in capsys.readouterr().out
+    record = json.loads((tmp_path / "s/fold2/seed0/result.json").read_text())
+    assert record["config"]["search"] == {
+        "valid_fold": False, "valid_ratio": 0.4, "train_with_valid": False
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- predictions
+
+
+@pytest.fixture
+def result(network, tmp_path, capsys):
+    """A forest that tells loud recordings from silent ones."""
+    corpus = esc50_tree(tmp_path / "corpus")
+    features, out = str(tmp_path / "f"), str(tmp_path / "r")
+    assert main(["features", "esc50", str(corpus), features, "--model", "m.h5", "--quiet"]) == 0
+    forest = ["--model-type", "rf", "--trees", "9", "--quiet"]
+    assert main(["train", features, out, *forest, "--fold", "1"]) == 0
+    capsys.readouterr()
+    return tmp_path / "r/fold1/seed0"
+
+
+def sound(path, level, seconds=1.5):
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, np.full(int(seconds * RATE), level, np.float32), RATE, subtype="FLOAT")
+    return str(path)
+
+
+def test_predict_prints_and_writes_the_top_classes(result, tmp_path, capsys):
+    low, high = sound(tmp_path / "x/low.wav", 0.25), sound(tmp_path / "x/sub.wav", 0.75, 0.3)
+    line = ["predict", low, str(tmp_path / "x"), "--quiet", "--classifier"]
+    assert main([*line, str(result)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # The folder's two files come after the one that was named.
+    assert [text.split(":")[0] for text in lines] == [low, low, high]
+    assert lines[0].startswith(f"{low}: dog ")
+    assert lines[0].split(", ")[1].startswith("rain ")
+    assert lines[0] == lines[1]
+    for name in ("classifier.npz", "result.json"):
+        assert main([*line, str(result / name), "--top", "1"]) == 0
+        assert [text.count(",") for text in capsys.readouterr().out.splitlines()] == [0, 0, 0]
+    table, tree = tmp_path / "o/p.csv", tmp_path / "o/p.json"
+    assert main([*line, str(result), "--output", str(table)]) == 0
+    assert main([*line, str(result), "--output", str(tree)]) == 0
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["file"], row["rank"]) for row in rows[:3]] == [(low, "1"), (low, "2"), (low, "1")]
+    assert sum(float(row["probability"]) for row in rows[:2]) == pytest.approx(1)
+    classes = json.loads(tree.read_text())[0]["classes"]
+    assert [each["class"] for each in classes] == [row["class"] for row in rows[:2]]
+    assert [each["probability"] for each in classes] == [float(r["probability"]) for r in rows[:2]]
+
+
+def test_predict_sees_what_the_features_command_wrote(result, tmp_path, capsys):
+    """A clip of the corpus gets the probabilities that its stored frames get."""
+    from classifier.model import load_classifier
+
+    clip = tmp_path / "corpus/audio/2-1-A-1.wav"
+    features = read_features(tmp_path / "f")
+    frames = features.embeddings[features.names.index("2-1-A-1")]
+    expected = load_classifier(result / "classifier.npz").predict(frames)
+    out = tmp_path / "p.json"
+    line = ["predict", str(clip), "--classifier", str(result), "--output", str(out), "--quiet"]
+    assert main(line) == 0
+    found = {x["class"]: x["probability"] for x in json.loads(out.read_text())[0]["classes"]}
+    assert [found["dog"], found["rain"]] == pytest.approx(expected.tolist())
+
+
+def test_predict_skips_unreadable_files_with_exit_code_1(result, tmp_path, capsys):
+    good, bad = sound(tmp_path / "x/good.wav", 0.25), tmp_path / "x/bad.wav"
+    bad.write_bytes(b"no audio")
+    line = ["predict", str(bad), good, "--classifier", str(result), "--quiet"]
+    assert main(line) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{good}: ")
+    assert err.startswith("skipped: ")
+    assert "bad.wav" in err
+    assert err.count("\n") == 1
+    assert main(["predict", str(bad), "--classifier", str(result)]) == 2
+    assert "error: every file was skipped" in capsys.readouterr().err
+
+
+def test_predict_refuses_another_network(result, network, tmp_path, capsys):
+    audio = sound(tmp_path / "x/a.wav", 0.25)
+    network.weight = np.float32(2)
+    line = ["predict", audio, "--classifier", str(result), "--quiet"]
+    assert main([*line, "--model", "other.h5"]) == 2
+    assert "other.h5 is not the network that the classifier was trained on" in (
+        capsys.readouterr().err
+    )
+    assert main(line) == 2
+    assert "m.h5 is not the network" in capsys.readouterr().err
+
+
+def relabel(result):
+    record = json.loads((result / "result.json").read_text())
+    record["result"]["labels"].append("third")
+    (result / "result.json").write_text(json.dumps(record))
+
+
+def without(result, *keys):
+    record = json.loads((result / "result.json").read_text())
+    inner = record
+    for key in keys[:-1]:
+        inner = inner[key]
+    del inner[keys[-1]]
+    (result / "result.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "arguments", "message"),
+    [
+        (None, ["--classifier", "/nowhere"], "/nowhere does not exist; give a folder fold<k>"),
+        (None, ["--top", "3"], "top=3, but there are only 2 classes: dog, rain"),
+        (None, ["--top", "0"], "top=0 is not a positive integer"),
+        (None, ["--batch-size", "0"], "batch_size=0 is not a positive integer"),
+        (None, ["--output", "p.txt"], "p.txt ends neither in .csv nor in .json"),
+        (lambda r: (r / "result.json").unlink(), [], "result.json is missing; give a folder"),
+        (lambda r: (r / "result.json").write_text("{"), [], "is not JSON"),
+        (lambda r: (r / "result.json").write_text("[]"), [], "does not say how its features were"),
+        (lambda r: without(r, "extraction", "model"), [], "does not say how its features were"),
+        (relabel, [], "has 3 labels and a classifier of 2 classes; train it again"),
+        (lambda r: (r / "classifier.npz").unlink(), [], "classifier.npz is missing; train it"),
+        (lambda r: (r / "classifier.npz").write_bytes(b"PK"), [], "npz is no classifier (File"),
+    ],
+)
+def test_wrong_predict_is_one_line_and_exit_code_2(
+    spoil, arguments, message, result, tmp_path, capsys
+):
+    audio = sound(tmp_path / "x/a.wav", 0.25)
+    if spoil:
+        spoil(result)
+    assert main(["predict", audio, "--classifier", str(result), *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_predict_without_audio(result, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    for given, message in (("/nowhere.wav", "no such file or folder"), ("empty", "no audio files")):
+        assert main(["predict", str(tmp_path / given), "--classifier", str(result)]) == 2
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.shared
+def test_real_network_and_recordings_from_features_to_prediction(shared, tmp_path, capsys):
+    """ESC-10's rain and dog, eight clips each: a forest on statistics learns them by heart."""
+    import shutil
+
+    corpus = tmp_path / "corpus"
+    (corpus / "meta").mkdir(parents=True)
+    (corpus / "audio").mkdir()
+    with (shared / "data/esc10/meta/esc50.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["category"] in ("dog", "rain")]
+    kept = [row for row in rows if row["fold"] in "123"]
+    kept = [row for row in kept if sum(r["target"] == row["target"] and r["fold"] == row["fold"]
+            for r in kept[: kept.index(row)]) < 2]  # fmt: skip
+    with (corpus / "meta/esc50.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    for row in kept:
+        stem = Path(row["filename"]).stem
+        (path,) = (shared / "data/esc10/audio").glob(f"{stem}.*")
+        shutil.copy(path, corpus / "audio")
+    model = str(shared / "models/edgel3_sea_ust_audio_emb_64.h5.gz")
+    features, out = str(tmp_path / "f"), str(tmp_path / "r")
+    extract = ["features", "esc50", str(corpus), features, "--model", model, "--hop-size", "0.5"]
+    assert main([*extract, "--quiet"]) == 0
+    svm = ["--model-type", "svm", "--C", "10", "--quiet"]
+    assert main(["cv", features, out, *svm]) == 0
+    record = json.loads((tmp_path / "r/cv.json").read_text())
+    assert record["summary"][0]["mean"] > 0.6
+    capsys.readouterr()
+    result = str(tmp_path / "r/fold1/seed0")
+    rain = next(row for row in kept if row["category"] == "rain" and row["fold"] == "2")
+    clip = next((corpus / "audio").glob(f"{Path(rain['filename']).stem}.*"))
+    assert main(["predict", str(clip), "--classifier", result, "--top", "1", "--quiet"]) == 0
+    assert f"{clip.name}: rain" in capsys.readouterr().out
+    moved = tmp_path / "moved.h5.gz"
+    shutil.copy(model, moved)
+    again = ["predict", str(clip), "--classifier", result, "--model", str(moved), "--quiet"]
+    assert main(again) == 0
+    other = Path(__file__).parent.parent / "models/l3_synthetic.h5"
+    assert main([*again[:-3], "--model", str(other), "--quiet"]) == 2
+    assert "is not the network that the classifier was trained on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000])
@@ -777,6 +632,35 @@ CORPUS, FEATURES, OUT = "CORPUS", "FEATURES", "OUT"
         (["cv", FEATURES, OUT, "--batch-size", "0"], "batch_size=0 is not"),
         (["cv", FEATURES, OUT, "--patience", "0"], "patience=0 is not"),
         (["cv", FEATURES, OUT, "--seeds", "0", "0"], "seeds=(0, 0) is empty or repeats one"),
+        (["cv", FEATURES, OUT, "--weight-decay", "-1"], "weight_decay=-1.0 is not 0 or more"),
+        (["cv", FEATURES, OUT, "--C", "1"], "--C is of --model-type svm, but --model-type is mlp"),
+        (
+            ["cv", FEATURES, OUT, "--model-type", "rf", "--epochs", "3"],
+            "--epochs is of --model-type mlp, but --model-type is rf; leave it out",
+        ),
+        (["cv", FEATURES, OUT, "--model-type", "svm", "--C", "0"], "C=0.0 is not positive"),
+        (["cv", FEATURES, OUT, "--model-type", "svm", "--tol", "nan"], "tol=nan is not positive"),
+        (["cv", FEATURES, OUT, "--model-type", "rf", "--trees", "0"], "trees=0 is not a positive"),
+        (["cv", FEATURES, OUT, "--non-overlap"], "the features do not say their hop size"),
+        (
+            ["cv", FEATURES, OUT, "--parameter-search-no-valid-fold"],
+            "--parameter-search-… flags need --parameter-search",
+        ),
+        (
+            ["cv", FEATURES, OUT, "--parameter-search", "--parameter-search-valid-ratio", "0.2"],
+            "--parameter-search-valid-ratio needs --parameter-search-no-valid-fold",
+        ),
+        (
+            [
+                *("cv", FEATURES, OUT, "--parameter-search", "--parameter-search-no-valid-fold"),
+                *("--parameter-search-valid-ratio", "1.5"),
+            ],
+            "valid_ratio=1.5 is not between 0 and 1",
+        ),
+        (
+            ["features", "esc50", CORPUS, OUT, "--model", "m", "--augmented"],
+            "esc50 has no augmented copies; us8k may have them",
+        ),
     ],
 )
 def test_bad_commands_exit_with_2_and_write_nothing(arguments, message, network, tmp_path, capsys):
@@ -793,7 +677,18 @@ def test_bad_commands_exit_with_2_and_write_nothing(arguments, message, network,
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("arguments", [[], ["train", "a", "b"], ["cv", "a", "b", "--epochs", "x"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["train", "a", "b"],
+        ["cv", "a", "b", "--epochs", "x"],
+        ["cv", "a", "b", "--model-type", "lda"],
+        ["cv", "a", "b", "--kernel", "cosine"],
+        ["cv", "a", "b", "--features-mode", "mean"],
+        ["predict", "a.wav"],
+    ],
+)
 def test_bad_usage_exits_with_2(arguments):
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
@@ -807,7 +702,7 @@ def test_damaged_features_stop_the_command(tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["features"], ["train"], ["cv"]])
+@pytest.mark.parametrize("command", [[], ["features"], ["train"], ["cv"], ["predict"]])
 def test_help_loads_no_heavy_package(command):
     code = (
         "import sys\n"
@@ -815,6 +710,7 @@ def test_help_loads_no_heavy_package(command):
         "try:\n    main(sys.argv[1:])\n"
         "except SystemExit as exit:\n    assert exit.code == 0\n"
         "heavy = {'tensorflow', 'tf_keras', 'sklearn', 'pandas', 'librosa', 'scipy'}\n"
+        "heavy |= {'matplotlib', 'tqdm'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run(

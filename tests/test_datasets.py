@@ -47,6 +47,14 @@ def make_esc50(root: Path) -> Path:
     return root
 
 
+def make_dcase2013(root: Path) -> Path:
+    """Three clips of classes 9, 0 and 9; one converted to flac."""
+    write_sound(root / "fold1/tubestation01.wav")
+    write_sound(root / "fold1/bus10.flac")
+    write_sound(root / "fold2/tubestation07.WAV")
+    return root
+
+
 # A miniature tree of three clips, and (fold, stem, label) of each, in the order of the dataset.
 MINIATURES = {
     "us8k": (
@@ -63,6 +71,14 @@ MINIATURES = {
             (1, "1-116765-A-41", "chainsaw"),
             (1, "1-17367-A-10", "rain"),
             (5, "5-100032-A-0", "dog"),
+        ],
+    ),
+    "dcase2013": (
+        make_dcase2013,
+        [
+            (1, "bus10", "bus"),
+            (1, "tubestation01", "tubestation"),
+            (2, "tubestation07", "tubestation"),
         ],
     ),
 }
@@ -93,7 +109,8 @@ def test_missing_folder_is_named(name, tmp_path):
         load_dataset(name, tmp_path / "none")
 
 
-@pytest.mark.parametrize("name", sorted(MINIATURES))
+# dcase2013 has no list of its clips.
+@pytest.mark.parametrize("name", ["esc50", "us8k"])
 def test_missing_clip_is_named(name, tmp_path):
     make, expected = MINIATURES[name]
     make(tmp_path)
@@ -171,6 +188,96 @@ def test_us8k_looks_in_the_fold_of_the_csv(tmp_path):
     (tmp_path / "audio/fold2/102106-3-0-0.WAV").rename(tmp_path / "audio/fold3/102106-3-0-0.WAV")
     with pytest.raises(L3PruneError, match=r"the first is .*fold2/102106-3-0-0\.wav"):
         load_dataset("us8k", tmp_path)
+
+
+def with_copies(root):
+    """US8K's miniature, with copies of two clips in three places."""
+    make_us8k(root)
+    write_sound(root / "audio/fold10/7061-6-0-0_pitch1.wav")
+    write_sound(root / "augmented/deep/7061-6-0-0-stretch.FLAC")
+    write_sound(root / "102106-3-0-0.noise.ogg")
+    return root
+
+
+def test_augmented_copies_get_their_originals_fold_and_class(tmp_path):
+    with_copies(tmp_path)
+    # Neither copies nor clips: a name that goes on with a digit, another converted original.
+    write_sound(tmp_path / "audio/fold10/7061-6-0-01.wav")
+    write_sound(tmp_path / "converted/7061-6-0-0.flac")
+    write_sound(tmp_path / "audio/fold2/readme_5.wav")
+    dataset = load_dataset("us8k", tmp_path, augmented=True)
+    found = [
+        (clip.path.name, clip.fold, dataset.labels[clip.target], clip.original)
+        for clip in dataset.clips
+    ]
+    assert found == [
+        ("101415-3-0-2.flac", 1, "dog_bark", None),
+        ("102106-3-0-0.WAV", 2, "dog_bark", None),
+        ("102106-3-0-0.noise.ogg", 2, "dog_bark", "102106-3-0-0"),
+        ("7061-6-0-0-stretch.FLAC", 10, "gun_shot", "7061-6-0-0"),
+        ("7061-6-0-0.wav", 10, "gun_shot", None),
+        ("7061-6-0-0_pitch1.wav", 10, "gun_shot", "7061-6-0-0"),
+    ]
+    plain = load_dataset("us8k", tmp_path)
+    assert plain.clips == tuple(clip for clip in dataset.clips if clip.original is None)
+
+
+def test_copies_of_unlisted_clips_and_of_one_name_are_refused(tmp_path):
+    with_copies(tmp_path)
+    write_sound(tmp_path / "more/7061-6-0-0_pitch1.flac")
+    with pytest.raises(L3PruneError, match=r"7061-6-0-0_pitch1\.wav and .*flac have one name"):
+        load_dataset("us8k", tmp_path, augmented=True)
+    (tmp_path / "more/7061-6-0-0_pitch1.flac").unlink()
+    write_sound(tmp_path / "more/999-1-0-0_pitch1.wav")
+    message = r"1 augmented files are copies of clips that .*csv does not list, .*999-1-0-0_pitch1"
+    with pytest.raises(L3PruneError, match=message):
+        load_dataset("us8k", tmp_path, augmented=True)
+    assert len(load_dataset("us8k", tmp_path).clips) == 3
+
+
+@pytest.mark.parametrize("name", ["esc50", "dcase2013"])
+def test_corpora_without_copies_say_so(name, tmp_path):
+    with pytest.raises(ParameterError, match=f"{name} has no augmented copies; us8k may"):
+        load_dataset(name, MINIATURES[name][0](tmp_path), augmented=True)
+
+
+def test_dcase2013_has_the_challenges_ten_classes(tmp_path):
+    labels = [
+        "bus", "busystreet", "office", "openairmarket", "park", "quietstreet", "restaurant",
+        "supermarket", "tube", "tubestation",
+    ]  # fmt: skip
+    for fold in (1, 2):
+        for label in labels:
+            write_sound(tmp_path / f"fold{fold}/{label}{fold:02d}.wav")
+    (tmp_path / "fold1/readme.txt").write_text("not audio")
+    dataset = load_dataset("dcase2013", tmp_path)
+    assert list(dataset.labels) == labels
+    assert [clip.target for clip in dataset.clips] == [*range(10), *range(10)]
+    assert [clip.fold for clip in dataset.clips] == [1] * 10 + [2] * 10
+
+
+@pytest.mark.parametrize(
+    "name", ["bus.wav", "bus1.wav", "train01.wav", "busx1.wav", "01.wav", "Bus01.wav", "bus٣٤.wav"]
+)
+def test_dcase2013_refuses_other_names(name, tmp_path):
+    write_sound(make_dcase2013(tmp_path) / "fold2" / name)
+    with pytest.raises(L3PruneError, match="is not called by a class and two digits") as caught:
+        load_dataset("dcase2013", tmp_path)
+    assert name in str(caught.value)
+
+
+def test_dcase2013_needs_both_folds_and_each_clip_once(tmp_path):
+    make_dcase2013(tmp_path)
+    write_sound(tmp_path / "fold1/bus10.wav")
+    with pytest.raises(L3PruneError, match=r"bus10\.flac and .*bus10\.wav have one name"):
+        load_dataset("dcase2013", tmp_path)
+    (tmp_path / "fold1/bus10.wav").unlink()
+    (tmp_path / "fold2/tubestation07.WAV").unlink()
+    with pytest.raises(L3PruneError, match="fold2 has no audio files; put one half"):
+        load_dataset("dcase2013", tmp_path)
+    (tmp_path / "fold2").rmdir()
+    with pytest.raises(L3PruneError, match="fold2 is missing; put one half"):
+        load_dataset("dcase2013", tmp_path)
 
 
 def test_unknown_name_lists_the_known_ones():

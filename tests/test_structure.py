@@ -167,6 +167,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "classifier.__main__ features",
         "classifier.__main__ train",
         "classifier.__main__ cv",
+        "classifier.__main__ predict",
     ],
 )
 def test_help_loads_no_tensorflow(line):

@@ -1,11 +1,13 @@
 """Labelled sound corpora with official folds: one module each, found by being in this folder.
 
-A corpus module has `load(data_dir) -> Dataset` and its name is the corpus's name.
+A corpus module has `load(data_dir) -> Dataset` and its name is the corpus's name. Where augmented
+copies of clips may lie beside them, it is `load(data_dir, augmented=False)`.
 """
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pkgutil
 from dataclasses import dataclass
@@ -26,6 +28,9 @@ class Clip:
         Official fold, from 1.
     target : int
         Class index, 0 … number of classes - 1: a position in `Dataset.labels`.
+    original : str or None
+        Stem of the official clip that this one is an augmented copy of; None for an official clip.
+        Copies may only be trained on.
 
     Examples
     --------
@@ -36,6 +41,7 @@ class Clip:
     path: Path
     fold: int
     target: int
+    original: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,9 @@ def list_datasets() -> list[str]:
     return [name for name in _modules() if hasattr(_import(name), "load")]
 
 
-def load_dataset(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
+def load_dataset(
+    name: str, data_dir: str | os.PathLike[str], *, augmented: bool = False
+) -> Dataset:
     """Index a corpus on disk.
 
     Parameters
@@ -88,6 +96,8 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
         One of `list_datasets()`.
     data_dir : str or path-like
         Its root folder, laid out as its authors publish it.
+    augmented : bool
+        Add augmented copies of clips, see `Clip.original`.
 
     Returns
     -------
@@ -96,7 +106,7 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
     Raises
     ------
     ParameterError
-        Unknown name.
+        Unknown name, or augmented copies of a corpus that has none.
     L3PruneError
         The folder is not laid out as this corpus is, or a listed file is missing.
 
@@ -105,12 +115,17 @@ def load_dataset(name: str, data_dir: str | os.PathLike[str]) -> Dataset:
     >>> load_dataset("us9k", ".")
     Traceback (most recent call last):
         ...
-    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: esc50, us8k
+    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: dcase2013, esc50, us8k
     """
     known = list_datasets()
     if name not in known:
         raise ParameterError(f"dataset {name!r} is unknown; known: {', '.join(known)}")
-    return _import(name).load(Path(data_dir))
+    load = _import(name).load
+    if not augmented:
+        return load(Path(data_dir))
+    if "augmented" not in inspect.signature(load).parameters:
+        raise ParameterError(f"{name} has no augmented copies; us8k may have them")
+    return load(Path(data_dir), augmented=True)
 
 
 def _modules() -> list[str]:
