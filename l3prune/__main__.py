@@ -37,6 +37,15 @@ _WEIGHTS = {
     },
 }
 
+#: Flags that mean nothing for the other kind of file.
+_ONLY = {
+    "audio": (
+        *(flag for flag in _WEIGHTS["audio"] if flag not in _WEIGHTS["image"]),
+        *("hop_size", "no_centering", "batch_size"),
+    ),
+    "image": ("image_embedding_size", "image_batch_size"),
+}
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
@@ -62,9 +71,8 @@ def _parser() -> argparse.ArgumentParser:
         "--audio-hop-size",
         "-t",
         type=float,
-        default=0.1,
         metavar="S",
-        help="seconds between windows (%(default)s)",
+        help="seconds between windows (0.1)",
     )
     audio.add_argument(
         "--no-centering",
@@ -78,9 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "--audio-batch-size",
         "-ab",
         type=int,
-        default=32,
         metavar="N",
-        help="windows computed at once (%(default)s)",
+        help="windows computed at once, at most (32)",
     )
 
     network = parser.add_argument_group(
@@ -124,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
         "-ib",
         type=int,
         metavar="N",
-        help="taken from scripts for openl3; each image file is computed alone",
+        help="accepted from scripts for openl3: each image file is computed alone",
     )
     return parser
 
@@ -142,21 +149,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         for flag, option in _WEIGHTS[kind].items()
         if getattr(args, flag) is not None
     }
-    for flag in {*_WEIGHTS["audio"], *_WEIGHTS["image"]} - set(_WEIGHTS[kind]):
-        if getattr(args, flag) is not None:
+    for flag in _ONLY["image" if kind == "audio" else "audio"]:
+        if getattr(args, flag) not in (None, False):
             raise ParameterError(f"--{flag.replace('_', '-')} is not for {kind} files")
-    if args.model and weights:
+    if args.model is not None and weights:
         raise ParameterError(
             f"--model is given, and {', '.join(weights)}, which choose published weights; give "
             "one or the other"
         )
-    if word == "audio" and not args.model:
+    if word == "audio" and args.model is None:
         weights.setdefault("content_type", "music")  # OpenL3's
     files = _find(args.inputs, kind)
     from l3prune import models
 
     chosen: tuple[str, dict[str, Any]] = (args.model, {})
-    if not args.model:
+    if args.model is None:
         chosen = (models.select_image if kind == "image" else models.select)(**weights)
     models.locate(chosen[0])  # a wrong name shows before TensorFlow has started
 
@@ -203,9 +210,9 @@ def _audio(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
 
     options = {
         "model": model,
-        "hop_size": args.hop_size,
+        "hop_size": 0.1 if args.hop_size is None else args.hop_size,
         "center": not args.no_centering,
-        "batch_size": args.batch_size,
+        "batch_size": 32 if args.batch_size is None else args.batch_size,
     }
     with warnings.catch_warnings():
         # Wrong options show here, once, and not as a reason to skip every file.
@@ -220,7 +227,8 @@ def _images(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
     from l3prune.images import get_image_embedding, process_image_file
 
     # Refuses other networks once, and not for every file.
-    get_image_embedding(np.zeros((224, 224, 3)), model=model, batch_size=args.image_batch_size or 1)
+    size = 32 if args.image_batch_size is None else args.image_batch_size
+    get_image_embedding(np.ones((224, 224, 3)), model=model, batch_size=size)
     return functools.partial(process_image_file, model=model)
 
 

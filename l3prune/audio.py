@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import numbers
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import find_files
+from l3prune.files import find_files, is_file
 
 if TYPE_CHECKING:
     import soundfile
@@ -34,7 +35,7 @@ DYNAMIC_RANGE_DB = 80.0
 
 #: The front ends that published weights need; `docs/front_ends.md` has their equations.
 #: kapre-0.1: L3-Net, EdgeL3, SEA, OpenL3 up to 0.3. kapre-0.3: OpenL3 0.4. librosa: its option.
-FORMS = ("kapre-0.1", "kapre-0.3", "librosa")
+KAPRE_0_1, KAPRE_0_3, LIBROSA = FORMS = ("kapre-0.1", "kapre-0.3", "librosa")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class FrontEnd:
     n_dft: int
     hop_length: int
     n_mels: int | None
-    form: str = FORMS[0]
+    form: str = KAPRE_0_1
 
     def __post_init__(self) -> None:
         if self.form not in FORMS:
@@ -91,17 +92,17 @@ class FrontEnd:
         """Zeros put before and after a window, in samples."""
         if self.n_mels is None:
             return 0, 0
-        if self.form == "librosa":
+        if self.form == LIBROSA:
             return self.n_dft // 2, self.n_dft // 2
         frames = -(-self.sample_rate // self.hop_length)
         total = max((frames - 1) * self.hop_length + self.n_dft - self.sample_rate, 0)
-        before = total // 2 if self.form == "kapre-0.1" else 0
+        before = total // 2 if self.form == KAPRE_0_1 else 0
         return before, total - before
 
     @property
     def mel_of_power(self) -> bool:
         """Mel bands sum power, and the root is taken after; otherwise they sum magnitudes."""
-        return self.form == "kapre-0.1"
+        return self.form == KAPRE_0_1
 
     def analysis_window(self) -> np.ndarray:
         """Periodic Hann window, (n_dft,) float64."""
@@ -115,7 +116,7 @@ class FrontEnd:
         """
         if self.n_mels is None:
             raise ParameterError("a linear front end has no mel matrix; set n_mels")
-        return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels, self.form == "kapre-0.1")
+        return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels, self.form == KAPRE_0_1)
 
 
 @functools.cache
@@ -212,7 +213,7 @@ def open_audio(path: str | os.PathLike[str]) -> Iterator[soundfile.SoundFile]:
     import soundfile
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ParameterError(f"no such audio file: {path}")
     try:
         with soundfile.SoundFile(path) as file:
@@ -328,7 +329,7 @@ def mono_blocks(
     """
     if (
         isinstance(sample_rate, bool)
-        or not isinstance(sample_rate, (int, float, np.number))
+        or not isinstance(sample_rate, numbers.Real)
         or not SAMPLE_RATES[0] <= sample_rate <= SAMPLE_RATES[1]
     ):
         raise ParameterError(
@@ -349,8 +350,26 @@ def mono_blocks(
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+def as_array(values) -> np.ndarray:
+    """`np.asarray` with an error for people.
+
+    Examples
+    --------
+    >>> as_array([[0.1, 0.2], [0.3]])
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: no array can be made of this list (...); give np.ndarray
+    """
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise ParameterError(
+            f"no array can be made of this {type(values).__name__} ({error}); give np.ndarray"
+        ) from error
+
+
 def _mean_of_channels(audio: np.ndarray) -> np.ndarray:
-    audio = np.asarray(audio)
+    audio = as_array(audio)
     if audio.ndim not in (1, 2):
         raise ParameterError(f"audio has {audio.ndim} dimensions; give (samples[, channels])")
     if audio.size == 0:
@@ -463,7 +482,7 @@ def window_blocks(
 def _hop_length(hop_size: float, sample_rate: int) -> int:
     if (
         isinstance(hop_size, bool)
-        or not isinstance(hop_size, (int, float, np.number))
+        or not isinstance(hop_size, numbers.Real)
         or not 0 < hop_size < np.inf
     ):
         raise ParameterError(f"hop_size={hop_size!r} is not a positive number of seconds")

@@ -19,6 +19,7 @@ import urllib3
 from tqdm import tqdm
 
 from l3prune.errors import L3PruneError
+from l3prune.files import is_file
 
 #: Seconds to wait for a connection, and for the next bytes on it.
 _TIMEOUTS = (10.0, 30.0)
@@ -75,7 +76,7 @@ def has_hash(path: Path, sha1: str) -> bool:
     >>> has_hash(Path("/nowhere"), "e69de29bb2d1d6434b8b29ae775ad8c2e48c5391")
     False
     """
-    return path.is_file() and git_blob_sha1(path) == sha1
+    return is_file(path) and git_blob_sha1(path) == sha1
 
 
 def download(path: Path, sha1: str, addresses: Sequence[str], *, quiet: bool = False) -> list[str]:

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from l3prune import embedding, models
-from l3prune.embedding import L3PruneWarning
+from l3prune import __version__, embedding, models
+from l3prune.audio import as_array
+from l3prune.embedding import L3PruneWarning, get_output_path
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import is_file
 
 __all__ = [
     "EdgeL3Error",
     "EdgeL3Warning",
+    "__version__",
     "get_embedding",
     "get_output_path",
     "models",
@@ -78,9 +81,8 @@ def get_embedding(
         ...
     l3prune.errors.ParameterError: model_type='dense'; allowed: 'sea', 'sparse'
     """
-    several = isinstance(audio, list | tuple) and any(isinstance(x, np.ndarray) for x in audio)
-    for recording in audio if several else [audio]:
-        if not np.asarray(recording).size:
+    for recording in embedding.pair_up(audio, sr, "recordings", "sample rates")[0]:
+        if not as_array(recording).size:
             raise ParameterError("audio is empty; give at least one sample")
     arguments = _arguments(
         model, model_type, emb_dim, retrain_type, sparsity, hop_size, verbose, center
@@ -136,7 +138,7 @@ def process_file(
         ...
     l3prune.errors.ParameterError: no such audio file: /nowhere/a.wav
     """
-    if not Path(filepath).is_file():
+    if not is_file(filepath):
         raise ParameterError(f"no such audio file: {filepath}")
     arguments = _arguments(
         model, model_type, emb_dim, retrain_type, sparsity, hop_size, verbose, center
@@ -151,33 +153,6 @@ def process_file(
         verbose=bool(verbose),
         **arguments,
     )
-
-
-def get_output_path(
-    filepath: str | os.PathLike[str],
-    suffix: str,
-    output_dir: str | os.PathLike[str] | None = None,
-) -> str:
-    """Path beside a file, or in another folder, with another ending.
-
-    Parameters
-    ----------
-    filepath : str or path-like
-    suffix : str
-        Put behind the file's stem: as it is if it starts with a dot, else after an underscore.
-    output_dir : str or path-like, or None
-        None: the file's folder.
-
-    Examples
-    --------
-    >>> get_output_path("/a/b/audio.wav", "embedding.npz", "/out/dir")
-    '/out/dir/audio_embedding.npz'
-    >>> get_output_path("/a/b/audio.wav", ".npz")
-    '/a/b/audio.npz'
-    """
-    folder = Path(filepath).parent if output_dir is None else Path(output_dir)
-    separator = "" if suffix.startswith(".") else "_"
-    return str(folder / f"{Path(filepath).stem}{separator}{suffix}")
 
 
 def _arguments(
@@ -195,8 +170,7 @@ def _arguments(
     models.select(**weights)
     if not embedding.is_positive(hop_size):
         raise ParameterError(f"hop_size={hop_size!r} is not a positive number of seconds")
-    if verbose not in (0, 1):
-        raise ParameterError(f"verbose={verbose!r}; allowed: 0, 1")
+    models.check("verbose", verbose, (0, 1))
     if not isinstance(center, bool | np.bool_):
         raise ParameterError(f"center={center!r} is neither True nor False")
     return weights if model is None else {"model": model}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
+import numbers
 import operator
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ import tf_keras as keras
 from l3prune import models
 from l3prune.audio import (
     BLOCK_SECONDS,
+    as_array,
     count_windows,
     log_spectrogram,
     mono_blocks,
@@ -48,7 +52,8 @@ class L3PruneWarning(UserWarning):
 def load_model(model: str | os.PathLike[str] | keras.Model, **arguments: Any) -> keras.Model:
     """The network that a `model` argument names.
 
-    A file is read again only when it has changed.
+    A file is read again only when it has changed, so that calls share one network: do not train or
+    change it, but one of `weights.load_network` or `models.load`.
 
     Parameters
     ----------
@@ -88,14 +93,12 @@ def load_model(model: str | os.PathLike[str] | keras.Model, **arguments: Any) ->
     arguments = {**published, **arguments}
     state = path.stat()
     key = (state.st_mtime_ns, state.st_size, state.st_ino)
-    return _loaded(path.resolve(), key, name, tuple(sorted(arguments.items())))
+    return _loaded(path.resolve(), key, name, json.dumps(arguments, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(
-    path: Path, state: tuple[int, ...], name: str | None, arguments: tuple[tuple[str, Any], ...]
-) -> keras.Model:
-    return load_network(path, name, **dict(arguments))
+def _loaded(path: Path, state: tuple[int, ...], name: str | None, arguments: str) -> keras.Model:
+    return load_network(path, name, **json.loads(arguments))
 
 
 def get_embedding(
@@ -162,18 +165,11 @@ def get_embedding(
     >>> embedding.shape, timestamps.tolist()
     ((4, 64), [0.0, 0.5, 1.0, 1.5])
     """
-    several = isinstance(audio, list | tuple) and any(isinstance(x, np.ndarray) for x in audio)
-    recordings = audio if several else [audio]
-    rates = sr if several and isinstance(sr, list | tuple) else [sr] * len(recordings)
-    if len(rates) != len(recordings):
-        raise ParameterError(
-            f"{len(recordings)} recordings and {len(rates)} sample rates; give one rate for all, "
-            "or one for each"
-        )
+    recordings, rates, several = pair_up(audio, sr, "recordings", "sample rates")
     network = _network(model, weights, center, batch_size)
     results = []
     for recording, rate in zip(recordings, rates, strict=True):
-        samples = np.asarray(recording)
+        samples = as_array(recording)
         seconds = len(samples) / rate if samples.ndim and is_positive(rate) else 0
         heard = _Heard()
         parts = _embed(
@@ -187,8 +183,8 @@ def get_embedding(
             verbose=verbose,
         )
         embedding = np.concatenate(list(parts))
-        for doubt in heard.doubts(rate):
-            warnings.warn(doubt, L3PruneWarning, stacklevel=2)
+        for doubt in doubts(heard.samples, rate, silent=heard.silent):
+            warn(doubt)
         results.append((embedding, np.arange(len(embedding)) * float(hop_size)))
     if several:
         return tuple(map(list, zip(*results, strict=True)))
@@ -218,7 +214,7 @@ def process_file(
     output_dir : str or path-like, or None
         None: beside the audio file.
     suffix : str or None
-        Put behind the file's stem, after an underscore.
+        Put behind the file's stem, after an underscore unless it starts with a dot.
     model, center, hop_size, batch_size, verbose, **weights
         See `get_embedding`.
     overwrite : bool
@@ -263,8 +259,8 @@ def process_file(
                 _write_npz(temporary, parts, float(hop_size))
             except ParameterError as error:
                 raise ParameterError(f"{path}: {error}") from error
-    for doubt in heard.doubts(file.samplerate):
-        warnings.warn(f"{path}: {doubt}", L3PruneWarning, stacklevel=2)
+    for doubt in doubts(heard.samples, file.samplerate, silent=heard.silent):
+        warn(f"{path}: {doubt}")
     return output
 
 
@@ -285,11 +281,87 @@ def output_path(
     >>> output_path("/a/b/audio.wav", "/out", "embedding").as_posix()
     '/out/audio_embedding.npz'
     """
-    path = Path(path)
     if suffix and (os.sep in suffix or "/" in suffix):
         raise ParameterError(f"suffix={suffix!r} has a {os.sep!r}; name folders with output_dir")
-    folder = path.parent if output_dir is None else Path(output_dir)
-    return folder / f"{path.stem}{f'_{suffix}' if suffix else ''}.npz"
+    return Path(get_output_path(path, f"{suffix or ''}.npz", output_dir))
+
+
+def get_output_path(
+    filepath: str | os.PathLike[str],
+    suffix: str,
+    output_dir: str | os.PathLike[str] | None = None,
+) -> str:
+    """Path beside a file, or in another folder, with another ending.
+
+    Parameters
+    ----------
+    filepath : str or path-like
+    suffix : str
+        Put behind the file's stem: as it is if it starts with a dot, else after an underscore.
+    output_dir : str or path-like, or None
+        None: the file's folder.
+
+    Examples
+    --------
+    >>> get_output_path("/a/b/audio.wav", "embedding.npz", "/out/dir")
+    '/out/dir/audio_embedding.npz'
+    >>> get_output_path("/a/b/audio.wav", ".npz")
+    '/a/b/audio.npz'
+    """
+    folder = Path(output_dir) if output_dir else Path(filepath).parent
+    separator = "" if suffix.startswith(".") else "_"
+    return str(folder / f"{Path(filepath).stem}{separator}{suffix}")
+
+
+def pair_up(values: Any, rates: Any, things: str, kind: str) -> tuple[list[Any], list[Any], bool]:
+    """One array or several, with one rate for all or one each: as two lists of one length.
+
+    Returns
+    -------
+    values, rates : list
+    several : bool
+        `values` was a list of arrays.
+
+    Examples
+    --------
+    >>> pair_up([np.zeros(2), np.zeros(3)], 8000, "recordings", "sample rates")[1:]
+    ([8000, 8000], True)
+    """
+    several = isinstance(values, list | tuple) and any(isinstance(x, np.ndarray) for x in values)
+    each = list(values) if several else [values]
+    paired = list(rates) if several and isinstance(rates, list | tuple) else [rates] * len(each)
+    if len(paired) != len(each):
+        raise ParameterError(
+            f"{len(each)} {things} and {len(paired)} {kind}; give one rate for all, or one for each"
+        )
+    return each, paired, several
+
+
+def doubts(samples: int, rate: float, *, silent: bool) -> Iterator[str]:
+    """What to warn of in a recording of so many samples, silent or not.
+
+    Examples
+    --------
+    >>> list(doubts(4000, 8000, silent=False))
+    ['the audio is 0.5 s long; it was zero-padded to one second']
+    """
+    if silent:
+        yield "all samples are zero"
+    if samples < rate:
+        yield f"the audio is {samples / rate:.3g} s long; it was zero-padded to one second"
+
+
+def warn(message: str) -> None:
+    """An `L3PruneWarning` at the line outside of l3prune that the call came from.
+
+    Examples
+    --------
+    >>> warn("all samples are zero")
+    """
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("l3prune."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, L3PruneWarning, stacklevel=level)
 
 
 def _network(model: Any, weights: dict[str, Any], center: Any, batch_size: Any) -> keras.Model:
@@ -297,20 +369,34 @@ def _network(model: Any, weights: dict[str, Any], center: Any, batch_size: Any) 
     if not isinstance(center, bool | np.bool_):
         raise ParameterError(f"center={center!r} is neither True nor False")
     check_batch_size(batch_size)
-    if model is None:
-        model, arguments = models.select(**weights)
-        network = load_model(model, **arguments)
-    elif weights:
-        raise ParameterError(
-            f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
-        )
-    else:
-        network = load_model(model)
+    network = choose_model(model, weights, models.select)
     l3.front_end(network)  # refuses networks of images
     return network
 
 
-def check_batch_size(batch_size: int) -> int:
+def choose_model(
+    model: Any, weights: dict[str, Any], select: Callable[..., tuple[str, dict[str, Any]]]
+) -> keras.Model:
+    """The network that is given, or else that `select` finds by its options.
+
+    Examples
+    --------
+    >>> choose_model("net.h5", {"sparsity": 87}, models.select)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: a model is given, and sparsity, which choose one; give one or ...
+    """
+    if model is None:
+        name, arguments = select(**weights)
+        return load_model(name, **arguments)
+    if weights:
+        raise ParameterError(
+            f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
+        )
+    return load_model(model)
+
+
+def check_batch_size(batch_size: Any) -> None:
     """Refuse what is no positive whole number.
 
     Examples
@@ -326,7 +412,19 @@ def check_batch_size(batch_size: int) -> int:
         size = 0
     if size < 1:
         raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
-    return size
+
+
+def at_once(network: keras.Model, batch_size: int) -> int:
+    """How many inputs a network computes at once: `batch_size`, or fewer if it is a large one.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> at_once(create_network("mel256"), 32), at_once(create_network("sea64"), 32)
+    (10, 32)
+    """
+    largest = max(int(np.prod(layer.output_shape[1:])) for layer in network.layers[1:])
+    return max(min(batch_size, _MAX_ACTIVATION // (4 * largest)), 1)
 
 
 def is_positive(value: Any) -> bool:
@@ -337,7 +435,7 @@ def is_positive(value: Any) -> bool:
     >>> is_positive(0.1), is_positive("0.1"), is_positive(-1)
     (True, False, False)
     """
-    return isinstance(value, int | float | np.number) and bool(value > 0)
+    return isinstance(value, numbers.Real) and float(value) > 0
 
 
 def _array_blocks(audio: np.ndarray, rate: float) -> Iterator[np.ndarray]:
@@ -370,8 +468,6 @@ def _embed(
     rate = front_end.sample_rate
     infer = inference(network)
     takes_waveform = len(network.input_shape) == 3
-    largest = max(int(np.prod(layer.output_shape[1:])) for layer in network.layers[1:])
-    size = max(min(batch_size, _MAX_ACTIVATION // (4 * largest)), 1)
     windows = window_blocks(mono_blocks(blocks, sr, rate), rate, hop_size=hop_size, center=center)
     samples = int(min(max(seconds * rate, 1), 1e15))
     bar = tqdm(
@@ -382,7 +478,7 @@ def _embed(
         disable=None if verbose else True,  # None: not where standard error is a file
     )
     with bar:
-        for batch in _batches(windows, size):
+        for batch in _batches(windows, at_once(network, batch_size)):
             yield infer(
                 batch[:, np.newaxis] if takes_waveform else log_spectrogram(batch, front_end)
             )
@@ -418,13 +514,6 @@ class _Heard:
             yield block
             self.samples += len(block)
             self.silent = self.silent and not block.any()
-
-    def doubts(self, rate: float) -> Iterator[str]:
-        """What to warn of."""
-        if self.silent:
-            yield "all samples are zero"
-        if self.samples < rate:
-            yield f"the audio is {self.samples / rate:.3g} s long; it was zero-padded to one second"
 
 
 def _batches(windows: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:

@@ -45,7 +45,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     -------
     wrapped : callable (argv or None) -> int
         0 or what `main` returned; 2 after an `L3PruneError`, which is the code argparse uses for
-        bad usage too; 130 after Ctrl-C. Any other exception is a defect and keeps its traceback.
+        bad usage too, or when the system refuses a file (a name that is too long, a folder that may
+        not be searched); 130 after Ctrl-C. Any other exception is a defect and keeps its traceback.
 
     Examples
     --------
@@ -63,6 +64,11 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         except L3PruneError as error:
             # One line whatever a library put into the message it gave us.
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
+            return 2
+        except OSError as error:
+            if error.filename is None:
+                raise
+            print(f"error: {str(error.filename)[:200]}: {error.strerror}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

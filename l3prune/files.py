@@ -116,6 +116,20 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def is_file(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file; False, too, for names that the system refuses to look up.
+
+    Examples
+    --------
+    >>> is_file("x" * 5000)
+    False
+    """
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[Path]:
     """Files below a folder, at any depth, by ending whatever its case, in sorted order.
 

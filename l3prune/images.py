@@ -10,11 +10,22 @@ import numpy as np
 import tf_keras as keras
 
 from l3prune import models
-from l3prune.embedding import check_batch_size, load_model, output_path
+from l3prune.audio import as_array
+from l3prune.embedding import (
+    at_once,
+    check_batch_size,
+    choose_model,
+    is_positive,
+    output_path,
+    pair_up,
+    warn,
+)
 from l3prune.errors import ParameterError
-from l3prune.files import atomic_write
+from l3prune.files import atomic_write, is_file
 from l3prune.networks import inference, network_config
 from l3prune.networks.vision import IMAGE_SIZE
+
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 
 #: Larger images are first scaled so that their shorter side has so many pixels.
 _SHORTER_SIDE = 256
@@ -29,8 +40,8 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
     Parameters
     ----------
     images : np.ndarray, (height, width, 3) or (n, height, width, 3)
-        Unsigned integers from 0 to the type's largest; signed ones and floats from -1 to 1 (times
-        the type's largest). Floats outside are clipped.
+        Unsigned integers from 0 to the type's largest; signed ones from minus that to it; floats in
+        [-1, 1]. Floats beyond are divided by the largest magnitude among all of them.
 
     Returns
     -------
@@ -48,7 +59,13 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
     >>> prepare_images(white).shape, round(float(prepare_images(white).min()), 4)
     ((1, 224, 224, 3), 1.0)
     """
-    images = np.asarray(images)
+    images, factor, offset = _scaling(images)
+    return _prepare(images, factor, offset)
+
+
+def _scaling(images: Any) -> tuple[np.ndarray, float, float]:
+    """Images (n, height, width, 3), and what brings their values into [-1, 1]."""
+    images = as_array(images)
     if images.ndim not in (3, 4) or images.shape[-1] != 3 or not images.size:
         raise ParameterError(
             f"image of shape {images.shape} given; give (height, width, 3) or several, "
@@ -62,13 +79,20 @@ def prepare_images(images: np.ndarray) -> np.ndarray:
         raise ParameterError(
             f"image of {height} x {width} pixels given; both sides must have at least {IMAGE_SIZE}"
         )
-    values = images.reshape(-1, height, width, 3).astype(np.float32)
-    if kind != "f":
-        values /= np.iinfo(images.dtype).max
-    if kind == "u":
-        values = 2 * values - 1
-    if not np.isfinite(values).all():
+    largest = (
+        max(float(images.max()), -float(images.min()), 1.0)
+        if kind == "f"
+        else float(np.iinfo(images.dtype).max)
+    )
+    if not np.isfinite(largest):
         raise ParameterError("image has NaN or infinite values; repair or leave it out")
+    images = images.reshape(-1, height, width, 3)
+    return (images, 2 / largest, -1.0) if kind == "u" else (images, 1 / largest, 0.0)
+
+
+def _prepare(images: np.ndarray, factor: float, offset: float) -> np.ndarray:
+    values = images.astype(np.float32) * np.float32(factor) + np.float32(offset)
+    height, width = values.shape[1:3]
     if (height, width) != (IMAGE_SIZE, IMAGE_SIZE):
         import tensorflow as tf
 
@@ -99,7 +123,7 @@ def get_image_embedding(
     model : str, path-like, keras.Model or None
         See `embedding.load_model`. None takes OpenL3's published weights.
     batch_size : int
-        Images computed at once.
+        Images computed at once, at most: fewer where they would take much memory.
     **weights
         Which of OpenL3's, without a `model`: `input_repr`, `content_type`, `embedding_size` (8192
         or 512); see `models.select_image`.
@@ -117,39 +141,39 @@ def get_image_embedding(
     L3PruneError
         See `weights.load_network` and `models.fetch`.
 
+    Warns
+    -----
+    L3PruneWarning
+        All pixels are zero.
+
     Examples
     --------
     >>> from l3prune.networks import create_network
     >>> network = create_network("vision", embedding_size=512)
-    >>> get_image_embedding(np.zeros((240, 320, 3), np.uint8), model=network)[0].shape
+    >>> get_image_embedding(np.ones((240, 320, 3), np.uint8), model=network)[0].shape
     (1, 512)
     """
-    several = isinstance(image, list | tuple) and any(isinstance(x, np.ndarray) for x in image)
-    pictures = image if several else [image]
-    rates = frame_rate if isinstance(frame_rate, list | tuple) else [frame_rate] * len(pictures)
-    if len(rates) != len(pictures):
-        raise ParameterError(
-            f"{len(pictures)} images and {len(rates)} frame rates; give one rate for all, or one "
-            "for each"
-        )
+    pictures, rates, several = pair_up(image, frame_rate, "images", "frame rates")
     for rate in rates:
-        if rate is not None and not (isinstance(rate, int | float | np.number) and rate > 0):
+        if rate is not None and not is_positive(rate):
             raise ParameterError(f"frame_rate={rate!r} is not a positive number of images a second")
     check_batch_size(batch_size)
-    network = _network(model, weights)
+    network = choose_model(model, weights, models.select_image)
+    if network_config(network).name != "vision":
+        raise ParameterError(f"network {network.name!r} is no network of images")
     infer = inference(network)
+    size = at_once(network, batch_size)
     embeddings, times = [], []
     for picture, rate in zip(pictures, rates, strict=True):
-        prepared = prepare_images(picture)
-        embeddings.append(
-            np.concatenate(
-                [
-                    infer(prepared[start : start + batch_size])
-                    for start in range(0, len(prepared), batch_size)
-                ]
-            )
-        )
-        times.append(None if rate is None else np.arange(len(prepared)) / rate)
+        frames, factor, offset = _scaling(picture)
+        parts = [
+            infer(_prepare(frames[start : start + size], factor, offset))
+            for start in range(0, len(frames), size)
+        ]
+        if not frames.any():
+            warn("all pixels are zero")
+        embeddings.append(np.concatenate(parts))
+        times.append(None if rate is None else np.arange(len(frames)) / rate)
     if not several:
         return embeddings[0], times[0]
     return embeddings, None if frame_rate is None else times
@@ -207,7 +231,7 @@ def process_image_file(
 
 
 def load_image(path: str | os.PathLike[str]) -> np.ndarray:
-    """Decode an image file, (height, width, 3) uint8.
+    """Decode an image file (png, jpeg, bmp, tiff, webp, gif), (height, width, 3) uint8 or uint16.
 
     Raises
     ------
@@ -226,28 +250,16 @@ def load_image(path: str | os.PathLike[str]) -> np.ndarray:
     from PIL import Image
 
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise ParameterError(f"no such image file: {path}")
     try:
         with warnings.catch_warnings():
             # A picture that unpacks to gigabytes is refused, not warned of.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
+            # Not all formats: for some, Pillow starts other programs.
+            with Image.open(path, formats=_FORMATS) as picture:
+                if picture.mode.startswith("I;16"):  # grey, of 16 bits
+                    return np.repeat(np.asarray(picture, np.uint16)[..., np.newaxis], 3, axis=2)
                 return np.asarray(picture.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Warning) as error:
         raise ParameterError(f"{path} cannot be decoded as an image ({error})") from error
-
-
-def _network(model: Any, weights: dict[str, Any]) -> keras.Model:
-    if model is None:
-        name, arguments = models.select_image(**weights)
-        network = load_model(name, **arguments)
-    elif weights:
-        raise ParameterError(
-            f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
-        )
-    else:
-        network = load_model(model)
-    if network_config(network).name != "vision":
-        raise ParameterError(f"network {network.name!r} is no network of images")
-    return network

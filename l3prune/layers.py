@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, FORMS, FrontEnd
+from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, KAPRE_0_1, FrontEnd
 from l3prune.errors import ParameterError
 
 
@@ -114,7 +114,7 @@ class LogMelSpectrogram(keras.layers.Layer):
     (2, 64, 50, 1)
     """
 
-    def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=FORMS[0], **kwargs):
+    def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=KAPRE_0_1, **kwargs):
         # Half precision would round the waveform to 11 bits before the transform.
         super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
         self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, form)

@@ -23,8 +23,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from l3prune.audio import FrontEnd
+from l3prune.audio import KAPRE_0_3, FrontEnd
 from l3prune.errors import L3PruneError
+from l3prune.files import is_file
 from l3prune.networks import l3, vision
 
 #: A file with more, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
@@ -94,7 +95,7 @@ def open_file(path) -> Iterator[h5py.File]:
     l3prune.errors.L3PruneError: no such weight file: /nowhere/net.h5
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise L3PruneError(f"no such weight file: {path}")
     try:
         source: Any = path
@@ -115,8 +116,32 @@ def open_file(path) -> Iterator[h5py.File]:
         raise L3PruneError(f"{path} is damaged: {error!r}") from error
 
 
-def read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, ...] | None]:
-    """Weighted layers in order, and the shape of kapre's mel matrix or DFT kernel if there is one.
+@dataclass(frozen=True)
+class Content:
+    """What a Keras weight file holds.
+
+    Attributes
+    ----------
+    layers : list of LayerWeights
+        In the network's order, without kapre's.
+    front_end_shape : tuple of int, or None
+        Of kapre's mel matrix, or of its DFT kernel where it has none; None without a front end.
+    whole : bool
+        Written by `save`, not by `save_weights`.
+
+    Examples
+    --------
+    >>> Content([], None, False).whole
+    False
+    """
+
+    layers: list[LayerWeights]
+    front_end_shape: tuple[int, ...] | None
+    whole: bool
+
+
+def read_layers(file: h5py.File, path) -> Content:
+    """Weighted layers in order.
 
     The layers of nested networks are listed like the others: a group then has the weights of many
     layers, trainable ones first, and a layer stands where its first weight does.
@@ -126,10 +151,11 @@ def read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, .
     >>> with h5py.File(io.BytesIO(), "w") as file:
     ...     file.attrs["layer_names"] = ["input_1"]
     ...     _ = file.create_group("input_1")
-    ...     read_layers(file, "a.h5")
-    ([], None)
+    ...     read_layers(file, "a.h5").layers
+    []
     """
-    root = member(file, "model_weights", path) or file
+    whole = member(file, "model_weights", path)
+    root = file if whole is None else whole
     if "layer_names" not in root.attrs:
         raise L3PruneError(
             f"{path} is an HDF5 file but no Keras weight file: it has no layer_names"
@@ -159,8 +185,8 @@ def read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, .
     front_end_shape = None
     for (_, layer_name), arrays in found.items():
         if "spectrogram" in layer_name or "real_kernels" in arrays:
-            # Constants of kapre's front end; ours computes them. The mel matrix stands last.
-            front_end_shape = list(arrays.values())[-1].shape
+            # Constants of kapre's front end; ours computes them. One of two axes is the mel matrix.
+            front_end_shape = min((array.shape for array in arrays.values()), key=len)
             continue
         kind = _KINDS.get(tuple(sorted(arrays)))
         if kind == "convolution" and arrays["kernel"].ndim == 2:
@@ -170,10 +196,12 @@ def read_layers(file: h5py.File, path) -> tuple[list[LayerWeights], tuple[int, .
                 f"{path}: layer {layer_name} has weights {', '.join(sorted(arrays))}; an L3 "
                 "network has 2-D convolutions and batch normalisations only"
             )
+        if kind == "batch normalisation" and {array.ndim for array in arrays.values()} != {1}:
+            raise L3PruneError(f"{path}: layer {layer_name} has weights that are no vectors")
         if kind == "batch normalisation" and (arrays["moving_variance"] < 0).any():
             raise L3PruneError(f"{path}: layer {layer_name} has a negative variance")
         layers.append(LayerWeights(layer_name, kind, arrays))
-    return layers, front_end_shape
+    return Content(layers, front_end_shape, whole is not None)
 
 
 def description(file: h5py.File, path) -> dict[str, Any] | None:
@@ -194,6 +222,8 @@ def description(file: h5py.File, path) -> dict[str, Any] | None:
             raise TypeError("the network's name is not a text")
         if not isinstance(found["arguments"], dict):
             raise TypeError("the network's arguments are not a mapping")
+        if not isinstance(found["arguments"].get("filters", []), list):
+            raise TypeError("the network's filters are not a list")
     except (ValueError, TypeError, KeyError) as error:
         raise L3PruneError(f"{path}: the description of the network is damaged: {error}") from error
     return found
@@ -217,7 +247,7 @@ def check_filters(layers: list[LayerWeights], stored, name: str, path) -> None:
 
 
 def detect(
-    layers: list[LayerWeights], front_end_shape: tuple[int, ...] | None, name: str | None, path
+    content: Content, name: str | None, path
 ) -> tuple[str, dict[str, Any], list[LayerWeights]]:
     """Which network a file of others holds.
 
@@ -226,8 +256,7 @@ def detect(
 
     Parameters
     ----------
-    layers, front_end_shape
-        Of `read_layers`.
+    content : Content
     name : str or None
         What is wanted; None takes what is there, and the audio half of an audio-visual network.
     path : str or path-like
@@ -247,35 +276,52 @@ def detect(
 
     Examples
     --------
-    >>> detect([], None, None, "a.h5")
+    >>> detect(Content([], None, False), None, "a.h5")
     Traceback (most recent call last):
         ...
     l3prune.errors.L3PruneError: a.h5 holds no convolutions of an audio or image network
     """
-    halves = _halves(layers, path)
+    halves = _halves(content.layers, path)
     if not halves:
         raise L3PruneError(f"{path} holds no convolutions of an audio or image network")
     half = "vision" if name == "vision" or (name is None and "audio" not in halves) else "audio"
     if half not in halves:
         raise L3PruneError(f"{path} holds no {half} network, only {' and '.join(halves)}")
-    layers = halves[half]
+    layers, constants = halves[half], content.front_end_shape
     arguments: dict[str, Any] = {}
     if name is None or half == "vision":
-        name = "vision" if half == "vision" else _detect_audio(layers, front_end_shape, path)
+        name = "vision" if half == "vision" else _detect_audio(layers, constants, path)
         filters = _filters(layers)
         if filters != _FILTERS[name]:
             arguments["filters"] = list(filters)
+    if half == "audio" and constants not in (None, _constants_shape(l3.SPECS[name].front_end)):
+        raise L3PruneError(
+            f"{path} holds the constants of another front end than {name}'s: these are weights for "
+            "another network"
+        )
     if layers[0].kind == "convolution":
+        if name == "linear":
+            raise L3PruneError(
+                f"{path} has no BatchNorm in front, as L3-Net's first network (cnn_L3_orig), whose "
+                "front end l3prune does not have"
+            )
         arguments["input_batch_norm"] = False
-    if (
-        half == "audio"
-        and front_end_shape is None
+    if half == "audio" and constants is None and _is_openl3_0_4(content, name, layers, path):
+        arguments["front_end"] = KAPRE_0_3
+    return name, arguments, layers
+
+
+def _is_openl3_0_4(content: Content, name: str, layers: list[LayerWeights], path) -> bool:
+    """OpenL3 0.4 took kapre's constants out of its files when it changed the front end.
+
+    EdgeL3's tools wrote files without constants too, for the front end of the training.
+    """
+    return (
+        not content.whole
         and layers[-1].kind == "convolution"
         and l3.SPECS[name].embedding_point == "raw"
-    ):
-        # OpenL3 0.4 took kapre's constants out of its files when it changed the front end.
-        arguments["front_end"] = "kapre-0.3"
-    return name, arguments, layers
+        and not Path(path).name.startswith("edgel3_")
+    )
 
 
 def _halves(layers: list[LayerWeights], path) -> dict[str, list[LayerWeights]]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from l3prune.errors import L3PruneError, ParameterError, command
+from l3prune.files import is_file
 from l3prune.published import (
     SEE_LIST,
     PublishedWeights,
@@ -77,7 +78,7 @@ def locate(model: str | os.PathLike[str]) -> tuple[Path, str | None, dict[str, A
     l3prune.errors.ParameterError: no published weights 'openl3:mel512-music'; close: ...
     """
     path = Path(model)
-    if path.is_file():
+    if is_file(path):
         return path, None, {}
     name = str(model)
     if ":" not in name:
@@ -202,9 +203,9 @@ def select_image(
     >>> select_image(embedding_size=512)
     ('openl3:image-mel256-music', {'embedding_size': 512})
     """
-    _check("input_repr", input_repr, INPUT_REPRS)
-    _check("content_type", content_type, CONTENT_TYPES)
-    _check("embedding_size", embedding_size, IMAGE_SIZES)
+    check("input_repr", input_repr, INPUT_REPRS)
+    check("content_type", content_type, CONTENT_TYPES)
+    check("embedding_size", embedding_size, IMAGE_SIZES)
     return f"openl3:image-{input_repr}-{content_type}", {"embedding_size": int(embedding_size)}
 
 
@@ -214,12 +215,12 @@ def _select_edgel3(
     retrain_type: str = "ft",
     sparsity: float = 95.45,
 ) -> str:
-    _check("model_type", model_type, MODEL_TYPES)
-    _check("emb_dim", emb_dim, EMB_DIMS)
-    _check("retrain_type", retrain_type, RETRAIN_TYPES)
-    _check("sparsity", sparsity, SPARSITIES)
+    check("model_type", model_type, MODEL_TYPES)
+    check("emb_dim", emb_dim, EMB_DIMS)
+    check("retrain_type", retrain_type, RETRAIN_TYPES)
+    check("sparsity", sparsity, SPARSITIES)
     if model_type == "sea":
-        return f"edgel3:sea-{emb_dim}"
+        return f"edgel3:sea-{int(emb_dim)}"
     return f"edgel3:sparse-{float(sparsity)}-{retrain_type}"
 
 
@@ -229,13 +230,13 @@ def _select_openl3(
     embedding_size: int = 6144,
     frontend: str = "kapre",
 ) -> tuple[str, dict[str, Any]]:
-    _check("frontend", frontend, FRONT_ENDS)
+    check("frontend", frontend, FRONT_ENDS)
     if input_repr is None and frontend == "librosa":
         raise ParameterError("input_repr=None; the librosa front end needs one: linear, mel128, …")
     input_repr = "mel256" if input_repr is None else input_repr
-    _check("input_repr", input_repr, INPUT_REPRS)
-    _check("content_type", content_type, CONTENT_TYPES)
-    _check("embedding_size", embedding_size, AUDIO_SIZES)
+    check("input_repr", input_repr, INPUT_REPRS)
+    check("content_type", content_type, CONTENT_TYPES)
+    check("embedding_size", embedding_size, AUDIO_SIZES)
     arguments: dict[str, Any] = {"embedding_size": int(embedding_size)}
     if frontend == "librosa":
         # As in openl3, the network then takes the spectrogram.
@@ -243,7 +244,16 @@ def _select_openl3(
     return f"openl3:{input_repr}-{content_type}", arguments
 
 
-def _check(option: str, value: Any, allowed: tuple[Any, ...]) -> None:
+def check(option: str, value: Any, allowed: tuple[Any, ...]) -> None:
+    """Refuse an option's value outside its set.
+
+    Examples
+    --------
+    >>> check("verbose", 2, (0, 1))
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: verbose=2; allowed: 0, 1
+    """
     # isinstance: an array equals a number element by element.
     if not isinstance(value, str | int | float | np.number) or value not in allowed:
         raise ParameterError(f"{option}={value!r}; allowed: {', '.join(map(repr, allowed))}")
@@ -358,7 +368,7 @@ def load_image_embedding_model_from_path(model_path: str | os.PathLike[str], emb
         ...
     l3prune.errors.ParameterError: no such weight file: /nowhere/net.h5; ...
     """
-    _check("embedding_size", embedding_size, IMAGE_SIZES)
+    check("embedding_size", embedding_size, IMAGE_SIZES)
     return load(model_path, "vision", embedding_size=embedding_size)
 
 

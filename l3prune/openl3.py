@@ -6,6 +6,7 @@ Same functions, positions and defaults; `docs/from_openl3.md` has what differs. 
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,16 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from l3prune import embedding, images, models
-from l3prune.audio import FORMS, FrontEnd, frame_audio, log_spectrogram, to_mono
-from l3prune.edgel3 import get_output_path
-from l3prune.embedding import L3PruneWarning
+from l3prune import __version__, embedding, images, models
+from l3prune.audio import LIBROSA, frame_audio, log_spectrogram, to_mono
+from l3prune.embedding import L3PruneWarning, get_output_path
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import is_file
 from l3prune.networks import l3
 
 __all__ = [
     "OpenL3Error",
     "OpenL3Warning",
+    "__version__",
     "get_audio_embedding",
     "get_image_embedding",
     "get_output_path",
@@ -255,74 +257,64 @@ def preprocess_audio(
     >>> preprocess_audio(np.ones(96000), 48000, input_repr="linear").shape
     (16, 257, 197, 1)
     """
-    if input_repr not in (None, *models.INPUT_REPRS):
-        raise ParameterError(
-            f"input_repr={input_repr!r}; allowed: {', '.join(models.INPUT_REPRS)}, None"
-        )
-    if isinstance(audio, list | tuple) and any(isinstance(x, np.ndarray) for x in audio):
-        rates = sr if isinstance(sr, list | tuple) else [sr] * len(audio)
-        if len(rates) != len(audio):
-            raise ParameterError(f"{len(audio)} recordings and {len(rates)} sample rates")
+    if input_repr is not None:
+        models.check("input_repr", input_repr, models.INPUT_REPRS)
+    models.check("center", center, (0, 1))
+    recordings, rates, several = embedding.pair_up(audio, sr, "recordings", "sample rates")
+    if several:
         return [
             preprocess_audio(recording, rate, hop_size, input_repr, center)  # type: ignore[misc]
-            for recording, rate in zip(audio, rates, strict=True)
+            for recording, rate in zip(recordings, rates, strict=True)
         ]
     mono = to_mono(audio, sr, 48000)
-    windows = frame_audio(mono, 48000, hop_size=hop_size, center=center)
+    for doubt in embedding.doubts(len(mono), 48000, silent=not mono.any()):
+        embedding.warn(doubt)
+    windows = frame_audio(mono, 48000, hop_size=hop_size, center=bool(center))
     if input_repr is None:
         return np.ascontiguousarray(windows[:, np.newaxis])
-    constants = l3.SPECS[input_repr].front_end
-    return log_spectrogram(
-        windows,
-        FrontEnd(
-            constants.sample_rate,
-            constants.n_dft,
-            constants.hop_length,
-            constants.n_mels,
-            FORMS[2],
-        ),
-    )
+    front_end = l3.SPECS[input_repr].front_end
+    return log_spectrogram(windows, dataclasses.replace(front_end, form=LIBROSA))
 
 
 def _arguments(
     model, input_repr, content_type, embedding_size, center, batch_size, frontend, verbose
 ) -> dict[str, Any]:
     """The options as the embedding's functions take them, after openl3's checks."""
-    if model is not None:
-        model = embedding.load_model(model)
     weights = {
         "input_repr": input_repr,
         "content_type": content_type,
         "embedding_size": embedding_size,
         "frontend": frontend,
     }
-    # A loaded network has its own input; the librosa front end asks for one only without.
-    models.select(
-        **(weights if model is None else {**weights, "input_repr": input_repr or "mel256"})
-    )
-    _check_verbose(verbose)
-    if center not in (0, 1):
-        raise ParameterError(f"center={center!r} is neither True nor False")
+    if model is not None:
+        model = embedding.load_model(model)
+        l3.front_end(model)  # refuses networks of images
+        # A network has its own representation, which the librosa front end asks for without one.
+        weights["input_repr"] = input_repr or "mel256"
+    models.select(**weights)
+    if model is not None and (len(model.input_shape) == 4) != (frontend == "librosa"):
+        raise ParameterError(
+            f"frontend={frontend!r} and a model that takes "
+            f"{'spectrograms' if len(model.input_shape) == 4 else 'waveforms'}; "
+            "kapre goes with waveforms, librosa with spectrograms"
+        )
+    models.check("verbose", verbose, (0, 1))
+    models.check("center", center, (0, 1))
     options = {"center": bool(center), "batch_size": batch_size}
     return {**options, **(weights if model is None else {"model": model})}
 
 
 def _image_arguments(model, input_repr, content_type, embedding_size, verbose) -> dict[str, Any]:
-    if model is not None:
-        model = embedding.load_model(model)
     weights = {
         "input_repr": input_repr,
         "content_type": content_type,
         "embedding_size": embedding_size,
     }
+    if model is not None:
+        model = embedding.load_model(model)
     models.select_image(**weights)
-    _check_verbose(verbose)
+    models.check("verbose", verbose, (0, 1))
     return weights if model is None else {"model": model}
-
-
-def _check_verbose(verbose) -> None:
-    if verbose not in (0, 1):
-        raise ParameterError(f"verbose={verbose!r}; allowed: True, False")
 
 
 def _existing(filepath: _Paths, kind: str) -> list[Path]:
@@ -330,6 +322,6 @@ def _existing(filepath: _Paths, kind: str) -> list[Path]:
     given = [filepath] if isinstance(filepath, str | os.PathLike) else list(filepath)
     paths = [Path(path) for path in given]
     for path in paths:
-        if not path.is_file():
+        if not is_file(path):
             raise ParameterError(f"no such {kind} file: {path}")
     return paths

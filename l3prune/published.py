@@ -16,7 +16,7 @@ import platformdirs
 
 from l3prune.download import download, has_hash
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import make_folder
+from l3prune.files import is_file, make_folder
 
 #: Where an unknown name sends its reader.
 SEE_LIST = "`python -m l3prune.models list` shows all"
@@ -165,7 +165,7 @@ def fetch(
     addresses = [*_mirror_addresses(mirrors, weights.file), weights.url]
     for folder in _offline_folders(offline_dir):
         path = folder / weights.file
-        if path.is_file():
+        if is_file(path):
             if not has_hash(path, weights.git_blob_sha1):
                 raise L3PruneError(
                     f"{path} is damaged or is another file: its git hash is not that of "
@@ -222,7 +222,7 @@ def verify(
     states = {}
     for weights in _table() if names is None else [find_weights(name) for name in names]:
         path = folder / weights.file
-        if path.is_file():
+        if is_file(path):
             states[weights.name] = "ok" if has_hash(path, weights.git_blob_sha1) else "damaged"
         elif names is not None:
             states[weights.name] = "missing"

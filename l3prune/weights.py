@@ -181,7 +181,8 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
         raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
     with layouts.open_file(path) as file:
         description = layouts.description(file, path)
-        layers, front_end_shape = layouts.read_layers(file, path)
+        content = layouts.read_layers(file, path)
+    layers = content.layers
     if description is not None:
         stored = description["network"]
         if name is not None and name != stored:
@@ -190,7 +191,7 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
         layouts.check_filters(layers, description["arguments"].get("filters"), name, path)
         arguments = {**description["arguments"], **arguments}
     else:
-        name, detected, layers = layouts.detect(layers, front_end_shape, name, path)
+        name, detected, layers = layouts.detect(content, name, path)
         arguments = {**detected, **arguments}
     network = create_network(name, **arguments)
     masks = {

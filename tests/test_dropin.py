@@ -4,15 +4,17 @@ The published files are replaced by small networks of the same inputs and embedd
 """
 
 import warnings
+from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
 
 from l3prune import edgel3, models, openl3
-from l3prune.embedding import load_model
+from l3prune.embedding import L3PruneWarning, load_model
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.networks import create_network
+from l3prune.networks import create_network, l3
 from l3prune.weights import save_network
 from tests.conftest import chirp
 
@@ -256,6 +258,23 @@ def test_edgel3_process_file(folder, tmp_path):
             )
 
 
+def test_every_option_of_edgel3s_process_file_counts(folder, tmp_path, published):
+    published.clear()
+    path = folder / "chirp_1s.wav"
+    options = {"center": False, "hop_size": 0.5, "retrain_type": "kd", "sparsity": 87.0}
+    output = edgel3.process_file(path, tmp_path / "out", batch_size=1, verbose=False, **options)
+    assert published == ["edgel3:sparse-87.0-kd"]
+    with np.load(output) as arrays:
+        assert len(arrays["embedding"]) == 1
+    for wrong in ({"center": 3}, {"batch_size": 0}, {"retrain_type": "x"}, {"sparsity": 1}):
+        with pytest.raises(ParameterError, match=next(iter(wrong))):
+            edgel3.process_file(path, tmp_path / "out", **wrong)
+    with pytest.raises(ParameterError, match="batch_size=0"):
+        edgel3.get_embedding(np.ones(8000), 8000, batch_size=0)
+    dotted = edgel3.process_file(path, tmp_path / "out", ".x", model_type="sea", emb_dim=64)
+    assert dotted.name == "chirp_1s.x.npz"
+
+
 @pytest.mark.parametrize("process", [edgel3.process_file, openl3.process_audio_file])
 def test_bad_audio_files(process, folder):
     (folder / "text.wav").write_text("not audio")
@@ -292,11 +311,60 @@ def test_published_files_of_edgel3(arguments, ending):
     assert models.find_weights(name).file == ending
 
 
+def test_paths_of_models(published):
+    published.clear()
+    path = edgel3.models.load_embedding_model_path("sparse", 128, "kd", 53.5)
+    assert path.endswith("mel256.h5")  # the stand-in's name
+    assert edgel3.models.load_embedding_model_path(model_type="sea", emb_dim=64).endswith(".h5")
+    assert published == ["edgel3:sparse-53.5-kd", "edgel3:sea-64"]
+
+
+def test_models_from_a_path(tmp_path):
+    """Every argument counts: the network, the embedding's size, the front end."""
+    path = tmp_path / "mine.h5"
+    create_network("linear").save_weights(path)
+    with h5py.File(path, "a") as file:
+        # Plain Keras: layers without weights are listed too, and there are no constants.
+        assert "l3prune" not in file.attrs
+    for size, frontend in ((512, "kapre"), (6144, "librosa")):
+        network = openl3.models.load_audio_embedding_model_from_path(
+            path, "linear", size, frontend=frontend
+        )
+        assert network.name == "linear"
+        assert network.output_shape == (None, size)
+        assert len(network.input_shape) == (3 if frontend == "kapre" else 4)
+        form = l3.front_end(network).form
+        assert form == {"kapre": "kapre-0.3", "librosa": "librosa"}[frontend]
+    create_network("vision", filters=[2] * 7 + [512]).save_weights(path)
+    for size in (512, 8192):
+        network = openl3.models.load_image_embedding_model_from_path(path, size)
+        assert network.output_shape == (None, size)
+    with pytest.raises(L3PruneError, match="holds no audio network, only vision"):
+        openl3.models.load_audio_embedding_model_from_path(path, "linear", 512)
+
+
+def test_versions():
+    import l3prune
+
+    assert edgel3.__version__ == openl3.__version__ == l3prune.__version__
+
+
+@pytest.mark.parametrize("module", [edgel3, openl3])
+def test_warnings_point_to_the_script(module):
+    call = edgel3.get_embedding if module is edgel3 else openl3.get_audio_embedding
+    with pytest.warns(L3PruneWarning) as caught:
+        call(np.zeros(48000), 48000, hop_size=1)
+    assert {Path(warning.filename).name for warning in caught} == {"test_dropin.py"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "size"),
     [
-        ({"model_type": "sparse", "sparsity": 53.5}, 512),
-        ({"model_type": "sparse", "retrain_type": "kd", "sparsity": 95.45}, 512),
+        *(
+            ({"model_type": "sparse", "retrain_type": kind, "sparsity": sparsity}, 512)
+            for kind in ("ft", "kd")
+            for sparsity in SPARSITIES
+        ),
         *(({"model_type": "sea", "emb_dim": size}, size) for size in (512, 256, 128, 64)),
     ],
 )
@@ -358,6 +426,15 @@ def test_a_loaded_openl3_model_gives_the_same(recordings, embedding_size):
         np.testing.assert_allclose(given[0], chosen[0], atol=1e-5)
 
 
+def test_a_front_end_that_does_not_fit_the_model(recordings):
+    for frontend, other, takes in (("librosa", "kapre", "spectro"), ("kapre", "librosa", "wavef")):
+        model = openl3.models.load_audio_embedding_model("mel128", "env", 512, frontend)
+        with pytest.raises(
+            ParameterError, match=f"frontend='{other}' and a model that takes {takes}"
+        ):
+            openl3.get_audio_embedding(*recordings["chirp_1s"], model=model, frontend=other)
+
+
 def test_openl3_defaults(recordings, published):
     published.clear()
     check(*openl3.get_audio_embedding(*recordings["chirp_1s"]), 6144)
@@ -388,6 +465,11 @@ def test_lists_of_recordings(recordings):
     ("changed", "message"),
     [
         ({"audio": "invalid"}, "0 dimensions"),
+        ({"audio": [[0.1, 0.2], [0.3]]}, "no array can be made of this list"),
+        ({"hop_size": 1j}, "hop_size=1j is not a positive number"),
+        ({"verbose": np.ones(2)}, "verbose=array"),
+        ({"center": np.ones(2)}, "center=array"),
+        ({"model": "x" * 5000}, "no such weight file: xxx"),
         ({"audio": [np.ones(48000), "invalid"]}, "0 dimensions"),
         ({"audio": np.zeros(0)}, "audio is empty"),
         ({"audio": np.ones((10, 10, 10))}, "3 dimensions"),
@@ -439,6 +521,11 @@ def test_preprocess_audio(recordings):
         assert model.input_shape == (None, *maps)
         expected, _ = openl3.get_audio_embedding(audio, rate, model=model, frontend="librosa")
         np.testing.assert_allclose(model.predict(batch, verbose=0), expected, rtol=1e-4, atol=1e-4)
+    assert len(openl3.preprocess_audio(audio, rate, hop_size=0.5, center=False)) == 3
+    with pytest.warns(openl3.OpenL3Warning, match="zero-padded"):
+        openl3.preprocess_audio(audio[:1000], rate)
+    with pytest.raises(ParameterError, match="center='invalid'"):
+        openl3.preprocess_audio(audio, rate, center="invalid")
     both = openl3.preprocess_audio([audio, audio[:60000]], [rate, rate])
     assert [len(batch) for batch in both] == [16, 9]
     with pytest.raises(ParameterError, match="input_repr='mel64'"):

@@ -362,6 +362,12 @@ def test_a_changed_file_is_read_again(tiny, tiny_file):
         load_model(tiny_file)
 
 
+def test_arguments_of_a_path_may_be_lists(tiny_file):
+    network = load_model(tiny_file, filters=[4] * 8, input="log_mel")
+    assert load_model(tiny_file, input="log_mel", filters=[4] * 8) is network
+    assert load_model(tiny_file) is not network
+
+
 # Files.
 
 

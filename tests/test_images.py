@@ -1,5 +1,7 @@
 """Image embeddings, and the flags of the openl3 and edgel3 commands."""
 
+import os
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,6 +10,7 @@ from PIL import Image
 
 from l3prune import models, openl3
 from l3prune.__main__ import main as embed
+from l3prune.embedding import L3PruneWarning
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.images import get_image_embedding, load_image, prepare_images, process_image_file
 from l3prune.networks import create_network, inference
@@ -61,7 +64,7 @@ def test_values_by_type():
         (np.int16, 32767, 1.0),
         (np.int8, -128, -1.0),
         (np.float64, 0.25, 0.25),
-        (np.float32, -3, -1.0),
+        (np.float32, -3, -1.0),  # divided by the largest magnitude
         (np.float16, 7, 1.0),
     ):
         prepared = prepare_images(np.full(shape[1:], value, dtype))
@@ -89,6 +92,24 @@ def test_larger_images_are_scaled_to_256_and_cut_to_the_middle(height, width):
         place = (middle + start[axis]) / size[axis] - 0.5 / side
         found = prepared[:, 112, 0] if axis == 0 else prepared[112, :, 1]
         np.testing.assert_allclose(found, place, atol=2e-3)
+
+
+def test_floats_beyond_one_keep_their_proportions():
+    image = np.random.default_rng(0).uniform(0, 255, (224, 224, 3))
+    np.testing.assert_allclose(prepare_images(image)[0], image / image.max(), atol=1e-6)
+
+
+def test_batches_of_frames_are_scaled_alike(vision):
+    video = np.ones((3, 224, 224, 3)) * np.array([1.0, 2.0, 4.0])[:, None, None, None]
+    video *= np.random.default_rng(0).random((224, 224, 3))
+    one_by_one, _ = get_image_embedding(video, model=vision, batch_size=1)
+    together, _ = get_image_embedding(video, model=vision, batch_size=3)
+    np.testing.assert_allclose(one_by_one, together, rtol=1e-5, atol=1e-6)
+
+
+def test_black_images_warn(vision):
+    with pytest.warns(L3PruneWarning, match="all pixels are zero"):
+        get_image_embedding(np.zeros((224, 224, 3)), model=vision)
 
 
 def test_antialiasing():
@@ -200,6 +221,27 @@ def test_grey_and_transparent_files_become_colour(tmp_path):
     assert (load_image(tmp_path / "grey.png") == PHOTO[..., :1]).all()
     Image.fromarray(np.dstack([PHOTO, PHOTO[..., 0]])).save(tmp_path / "glass.png")
     np.testing.assert_array_equal(load_image(tmp_path / "glass.png"), PHOTO)
+
+
+def test_grey_of_16_bits(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 65536, (240, 250), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    image = load_image(tmp_path / "deep.png")
+    assert image.dtype == np.uint16
+    np.testing.assert_array_equal(image, np.repeat(grey[..., np.newaxis], 3, axis=2))
+
+
+def test_no_other_program_is_started(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file's name."""
+    path = tmp_path / "photo.png"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 300 300\n%%EndComments\n")
+    trace = tmp_path / "ran"
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {trace}\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(ParameterError, match=r"photo\.png cannot be decoded as an image"):
+        load_image(path)
+    assert not trace.exists()
 
 
 def test_files_in_and_out(vision, tmp_path):
@@ -343,6 +385,14 @@ def test_existing_outputs_are_kept_unless_overwritten(files, tmp_path, capsys):
         ("FILES --model edgel3:sea-64 -e 64", "--model is given, and emb_dim, which choose"),
         ("FILES --model edgel3:sea-65", "no published weights 'edgel3:sea-65'"),
         ("FILES -is 512", "--image-embedding-size is not for audio files"),
+        ("FILES -ib 8", "--image-batch-size is not for audio files"),
+        ("image FILES -t 0.5", "--hop-size is not for image files"),
+        ("image FILES -n", "--no-centering is not for image files"),
+        ("image FILES -ab 8", "--batch-size is not for image files"),
+        ("image FILES -ib 0", "batch_size=0 is not a positive whole number"),
+        ("FILES --model=", "no such weight file"),
+        ("FILES -x " + 300 * "x", "File name too long"),
+        (300 * "x", "File name too long"),
         ("image FILES -as 512", "--audio-embedding-size is not for image files"),
         ("image FILES -is 6144", "embedding_size=6144; allowed: 8192, 512"),
         ("image FILES --model edgel3:sea-64", "network 'sea64' is no network of images"),

@@ -17,7 +17,7 @@ from tf_keras import layers
 
 from l3prune.audio import FORMS
 from l3prune.errors import L3PruneError
-from l3prune.networks import inference, network_config
+from l3prune.networks import inference, l3, network_config
 from l3prune.weights import load_network
 
 WIDE = (64, 64, 128, 128, 256, 256, 512, 512)
@@ -353,6 +353,55 @@ def test_names_with_the_half_in_front(tmp_path):
                 group[names[-1]] = weight.numpy()
             group.attrs["weight_names"] = [name.encode() for name in names]
     check_audio(path, plain, "sea", "sea64")
+
+
+def test_a_name_that_the_files_own_front_end_contradicts(tmp_path):
+    path = tmp_path / "net.h5"
+    audio_network("mel256").save_weights(path)
+    for wrong in ("linear", "mel128", "sea512"):
+        with pytest.raises(L3PruneError, match=f"constants of another front end than {wrong}'s"):
+            load_network(path, wrong)
+    assert load_network(path, "mel256").name == "mel256"
+
+
+def test_the_first_l3_network_is_refused(tmp_path):
+    """cnn_L3_orig: linear without a BatchNorm in front, log(x) / 5 instead of decibels."""
+    path = tmp_path / "net.h5"
+    audio_network("linear", NARROW, input_bn=False, last_bn=True).save_weights(path)
+    with pytest.raises(L3PruneError, match="no BatchNorm in front, as L3-Net's first network"):
+        load_network(path)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_edgel3s_files_without_constants_have_the_front_end_of_its_training(whole, tmp_path):
+    plain = audio_network("mel256", front_end=False)
+    name = "mine.h5" if whole else "edgel3_ft_audio_sparsity_95.45.h5"
+    (plain.save if whole else plain.save_weights)(tmp_path / name)
+    loaded = load_network(tmp_path / name, "mel256" if whole else None)
+    assert l3.front_end(loaded).form == "kapre-0.1"
+
+
+def test_the_order_of_a_layers_weights_is_free(tmp_path):
+    plain = audio_network("sea", SEA64, last_bn=True)
+    path = tmp_path / "net.h5"
+    plain.save_weights(path)
+    with h5py.File(path, "a") as file:
+        for name in file.attrs["layer_names"]:
+            names = list(file[name].attrs["weight_names"])
+            file[name].attrs["weight_names"] = sorted(names, reverse=name.startswith("conv"))
+    check_audio(path, plain, "sea", "sea64")
+
+
+def test_batch_norms_that_are_no_vectors(tmp_path):
+    path = tmp_path / "net.h5"
+    audio_network("sea", SEA64, last_bn=True).save_weights(path)
+    with h5py.File(path, "a") as file:
+        name = next(n for n in file.attrs["layer_names"] if n.startswith("batch"))
+        weight = file[name].attrs["weight_names"][0]
+        del file[name][weight]
+        file[name][weight] = np.float32(1)
+    with pytest.raises(L3PruneError, match="has weights that are no vectors"):
+        load_network(path)
 
 
 def test_halves_that_are_not_there(tmp_path):

@@ -347,6 +347,12 @@ def write_empty_mask(path, student):
         file["conv_2/conv_2/mask:0"][...] = False
 
 
+def write_odd_filters(path, student):
+    save_network(student, path)
+    with h5py.File(path, "a") as file:
+        file.attrs["l3prune"] = '{"network": "sea64", "arguments": {"filters": 5}}'
+
+
 def write_bad_description(path, student):
     save_network(student, path)
     with h5py.File(path, "a") as file:
@@ -369,6 +375,7 @@ def write_bad_description(path, student):
         (write_many_layers, "too many or one of them twice"),
         (write_other_filters, "claims .* filters and holds"),
         (write_empty_mask, "layer conv_2 would lose all its weights"),
+        (write_odd_filters, "the description of the network is damaged: the network's filters"),
         (write_bad_description, "the description of the network is damaged"),
     ],
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import tf_keras as keras
 
-from l3prune.audio import FORMS, FrontEnd
+from l3prune.audio import KAPRE_0_1, FrontEnd
 from l3prune.errors import ParameterError
 from l3prune.layers import LogMelSpectrogram
 from l3prune.networks import network, network_config
@@ -66,7 +66,7 @@ def build(
     spec_name: str,
     *,
     input: str = "waveform",
-    front_end: str = FORMS[0],
+    front_end: str = KAPRE_0_1,
     input_batch_norm: bool = True,
     embedding_size: int | None = None,
     embedding_point: str | None = None,
@@ -85,7 +85,7 @@ def build(
     front_end : str
         One of `audio.FORMS`.
     input_batch_norm : bool
-        BatchNorm of the front end's output. Only L3-Net's own mel128 network has none.
+        BatchNorm of the front end's output. L3-Net's own mel128 network has none.
     embedding_size : int or None
         Values of the max-pooled embedding. None pools each map to one value (512 of mel256);
         the OpenL3 networks also have 12 values a map (6144).
@@ -228,7 +228,7 @@ def front_end(net: keras.Model) -> FrontEnd:
         raise ParameterError(
             f"network {config.name!r} is no audio network of the L3 family: {', '.join(SPECS)}"
         )
-    form = config.arguments.get("front_end", FORMS[0])
+    form = config.arguments.get("front_end", KAPRE_0_1)
     return dataclasses.replace(SPECS[config.name].front_end, form=form)
 
 
