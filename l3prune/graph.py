@@ -1,44 +1,177 @@
-"""Reading a network: its convolutions, its masks, what it costs."""
+"""Reading a network: its convolutions, its masks, which filters belong together, what it costs."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import tf_keras as keras
 
+from l3prune.channels import PRODUCERS, follow, named_layers
 from l3prune.criteria import ConvWeights
+from l3prune.errors import ParameterError
 from l3prune.layers import MaskedConv2D
 from l3prune.plan import PruningPlan
 
 
-def convolutions(network: keras.Model) -> list[keras.layers.Conv2D]:
-    """The 2-D convolutions of a network, in its order.
+@dataclass(frozen=True, eq=False)
+class FilterGroup:
+    """Filters of one or several layers that can only be removed together.
+
+    A residual sum makes one group of the convolutions that it adds. A concatenation does not.
+
+    Attributes
+    ----------
+    name : str
+        The first layer's.
+    size : int
+        How many places the group has.
+    filters : mapping of str to np.ndarray of int
+        Convolution or dense layer -> the place of each of its filters. All at one place stay or go
+        together.
+    followers : mapping of str to np.ndarray of int
+        The same for layers that have weights for each channel: BatchNorm, depthwise convolutions.
+    removable : np.ndarray of bool, (size,)
+        False where the network needs the channel: it is compared with others by a softmax, say.
+    in_output : bool
+        The network's output has the channels, and gets smaller without them.
 
     Examples
     --------
     >>> from l3prune.networks import create_network
-    >>> [layer.name for layer in convolutions(create_network("sea64"))][-2:]
+    >>> group = filter_groups(create_network("sea64"))[1]
+    >>> group.name, group.size, list(group.followers)
+    ('conv_2', 32, ['batch_normalization_3'])
+    """
+
+    name: str
+    size: int
+    filters: Mapping[str, np.ndarray]
+    followers: Mapping[str, np.ndarray]
+    removable: np.ndarray
+    in_output: bool
+
+
+def filter_groups(network: keras.Model) -> list[FilterGroup]:
+    """The groups of all convolutions and dense layers of a functional network, in its order.
+
+    Raises
+    ------
+    ParameterError
+        As `channels.follow`.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> groups = filter_groups(create_network("sea64"))
+    >>> [group.name for group in groups if group.in_output]
+    ['audio_embedding_layer']
+    """
+    channels = follow(network)
+    producers = {
+        name: each.outputs
+        for name, each in channels.layers.items()
+        if isinstance(each.layer, PRODUCERS)
+    }
+    # Layers that share a channel are of one group, and so are those that share one with these.
+    members: list[tuple[list[str], set[int]]] = []
+    for name, numbers in producers.items():
+        names, together = [name], set(numbers.tolist())
+        for other in [m for m in members if m[1] & together]:
+            members.remove(other)
+            names, together = other[0] + names, other[1] | together
+        members.append((names, together))
+    output = {int(number) for numbers in channels.outputs for number in numbers}
+    order = {name: index for index, name in enumerate(named for named, _ in named_layers(network))}
+    groups = []
+    for names, together in members:
+        names = sorted(names, key=order.__getitem__)
+        # Places in the order of the first layer that has them.
+        places = dict.fromkeys(int(n) for name in names for n in producers[name])
+        index = {number: place for place, number in enumerate(places)}
+
+        def of(numbers: np.ndarray, index=index) -> np.ndarray:
+            return np.array([index[int(number)] for number in numbers])
+
+        groups.append(
+            FilterGroup(
+                name=names[0],
+                size=len(index),
+                filters={name: of(producers[name]) for name in names},
+                followers={
+                    name: of(each.outputs)
+                    for name, each in channels.layers.items()
+                    if name not in producers
+                    and each.layer.weights
+                    and set(each.outputs.tolist()) <= together
+                },
+                removable=np.array([number not in channels.pinned for number in index]),
+                in_output=bool(together & output),
+            )
+        )
+    return sorted(groups, key=lambda group: order[group.name])
+
+
+def convolutions(network: keras.Model) -> dict[str, keras.layers.Conv2D]:
+    """The 2-D convolutions of a network by name, in its order; nested ones as "network/layer".
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> list(convolutions(create_network("sea64")))[-2:]
     ['conv_7', 'audio_embedding_layer']
     """
-    return [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+    # Keras derives layers from Conv2D whose kernels have other axes.
+    others = keras.layers.DepthwiseConv2D | keras.layers.Conv2DTranspose
+    return {
+        name: layer
+        for name, layer in named_layers(network)
+        if isinstance(layer, keras.layers.Conv2D) and not isinstance(layer, others)
+    }
 
 
 def conv_weights(network: keras.Model) -> dict[str, ConvWeights]:
     """Layer name -> weights as a criterion sees them, in the network's order.
 
-    Pruned weights are zeros here.
+    Pruned weights are zeros here. The scale of the BatchNorm behind a convolution is there where
+    that normalises its filters and no others.
 
     Examples
     --------
     >>> from l3prune.networks import create_network
-    >>> conv_weights(create_network("sea64"))["conv_1"].kernel.shape
-    (3, 3, 1, 32)
+    >>> weights = conv_weights(create_network("sea64"))["conv_1"]
+    >>> weights.kernel.shape, weights.gamma.shape
+    ((3, 3, 1, 32), (32,))
     """
+    scales = _scales(network)
     return {
-        layer.name: ConvWeights(
-            layer.kernel.numpy(), None if layer.bias is None else layer.bias.numpy()
+        name: ConvWeights(
+            layer.kernel.numpy(),
+            None if layer.bias is None else layer.bias.numpy(),
+            scales.get(name),
         )
-        for layer in convolutions(network)
+        for name, layer in convolutions(network).items()
     }
+
+
+def _scales(network: keras.Model) -> dict[str, np.ndarray]:
+    try:
+        layers = follow(network).layers
+    except ParameterError:
+        # Masks need no channels to be followed.
+        return {}
+    scales = {}
+    norms = [
+        each
+        for each in layers.values()
+        if isinstance(each.layer, keras.layers.BatchNormalization) and each.layer.scale
+    ]
+    for name, each in layers.items():
+        behind = [norm for norm in norms if np.array_equal(norm.inputs, each.outputs)]
+        if isinstance(each.layer, PRODUCERS) and behind:
+            scales[name] = behind[0].layer.gamma.numpy()
+    return scales
 
 
 def masks(network: keras.Model) -> PruningPlan:
@@ -52,8 +185,8 @@ def masks(network: keras.Model) -> PruningPlan:
     """
     return PruningPlan(
         {
-            layer.name: layer.mask.numpy()
-            for layer in convolutions(network)
+            name: layer.mask.numpy()
+            for name, layer in convolutions(network).items()
             if isinstance(layer, MaskedConv2D)
         }
     )
@@ -96,7 +229,7 @@ def count_macs(network: keras.Model) -> tuple[int, int]:
     10202628096
     """
     dense = nonzero = 0
-    for layer in convolutions(network):
+    for layer in convolutions(network).values():
         _, rows, columns, _ = layer.output_shape
         kernel = layer.kernel.numpy()
         dense += rows * columns * kernel.size

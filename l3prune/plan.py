@@ -6,7 +6,7 @@ import os
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -205,20 +205,11 @@ def plan_layerwise(
     >>> plan_layerwise({"conv": layer}, 0.5)["conv"].ravel().tolist()
     [False, True, False, False, True]
     """
-    scores = _scores(weights, criterion)
-    each = (
-        [_fraction(s) for s in sparsity]
-        if isinstance(sparsity, Sequence | np.ndarray) and not isinstance(sparsity, str)
-        else [_fraction(sparsity)] * len(scores)
-    )
-    if len(each) != len(scores):
-        raise ParameterError(
-            f"{len(each)} sparsities given for {len(scores)} convolutions; "
-            f"give {len(scores)} (in the order {', '.join(scores)}) or one for all"
-        )
+    scores = score(weights, criterion)
+    each = each_layer(sparsity, scores)
     return PruningPlan(
         {
-            layer: values > _threshold(values, fraction)
+            layer: above_percentile(values, fraction)
             for (layer, values), fraction in zip(scores.items(), each, strict=True)
         }
     )
@@ -258,9 +249,9 @@ def plan_global(
     >>> plan["a"].ravel().tolist(), plan["b"].ravel().tolist()
     ([False, True], [False, True])
     """
-    scores = _scores(weights, criterion)
+    scores = score(weights, criterion)
     together = np.concatenate([values.ravel() for values in scores.values()])
-    threshold = _threshold(together, _fraction(sparsity))
+    threshold = _threshold(together, check_fraction(sparsity))
     return PruningPlan(
         {layer: values > min(threshold, _below(values.max())) for layer, values in scores.items()}
     )
@@ -270,15 +261,115 @@ def _below(value: np.floating) -> np.floating:
     return np.nextafter(value, -np.inf, dtype=value.dtype)
 
 
-def _scores(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.ndarray]:
-    score = get_criterion(criterion)
+def score(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.ndarray]:
+    """Every layer's scores by a registered criterion.
+
+    Returns
+    -------
+    scores : dict of str to np.ndarray
+        The kernel's shape or (filters,), as the criterion has it.
+
+    Raises
+    ------
+    ParameterError
+        No layers, an unknown criterion, one that cannot score a layer, weights that are not finite.
+
+    Examples
+    --------
+    >>> score({"conv": ConvWeights(np.array([[[[3.0, -1.0]]]]))}, "l1")["conv"].tolist()
+    [3.0, 1.0]
+    """
+    function = get_criterion(criterion)
     if not weights:
         raise ParameterError("there are no convolutions to prune")
-    scores = {layer: score(layer_weights) for layer, layer_weights in weights.items()}
-    for layer, values in scores.items():
+    scores = {}
+    for layer, each in weights.items():
+        try:
+            values = function(each)
+        except ParameterError as error:
+            raise ParameterError(f"layer {layer}: {error}") from error
+        if values.shape not in (each.kernel.shape, each.kernel.shape[-1:]):
+            raise ParameterError(
+                f"layer {layer}: criterion {criterion} gives scores of shape {values.shape} for a "
+                f"kernel of shape {each.kernel.shape}; one a weight or one a filter is allowed"
+            )
         if not np.isfinite(values).all():
             raise ParameterError(f"layer {layer} has NaN or infinite weights; nothing was pruned")
+        scores[layer] = values
     return scores
+
+
+def above_percentile(scores: np.ndarray, sparsity: float) -> np.ndarray:
+    """EdgeL3's percentile rule, as a mask: see `plan_layerwise`.
+
+    Examples
+    --------
+    >>> above_percentile(np.array([1.0, 4.0, 2.0, 3.0, 5.0]), 0.5).tolist()
+    [False, True, False, False, True]
+    """
+    return scores > _threshold(scores, sparsity)
+
+
+def each_layer(
+    value: float | Sequence[float] | None,
+    layers: Collection[str],
+    name: str = "sparsity",
+    plural: str = "sparsities",
+) -> list[float]:
+    """One fraction a layer, from one for all or one a layer.
+
+    Raises
+    ------
+    ParameterError
+        A wrong number of fractions, or one outside [0, 1).
+
+    Examples
+    --------
+    >>> each_layer(0.5, ["conv_1", "conv_2"])
+    [0.5, 0.5]
+    """
+    if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str):
+        return [check_fraction(value, name)] * len(layers)
+    if len(value) != len(layers):
+        raise ParameterError(
+            f"{len(value)} {plural} given for {len(layers)} convolutions; "
+            f"give {len(layers)} (in the order {', '.join(layers)}) or one for all"
+        )
+    return [check_fraction(each, name) for each in value]
+
+
+def check_fraction(value: Any, name: str = "sparsity") -> float:
+    """`value` as a float if it is in [0, 1).
+
+    Raises
+    ------
+    ParameterError
+        It is not.
+
+    Examples
+    --------
+    >>> check_fraction(50)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: sparsity=50 is not in [0, 1) (percent? pass 0.5)
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise ParameterError(f"{name}={value!r} is not a number in [0, 1)")
+    if not 0 <= value < 1:
+        hint = f" (percent? pass {value / 100:g})" if 1 <= value < 100 else ""
+        raise ParameterError(f"{name}={value:g} is not in [0, 1){hint}")
+    return float(value)
+
+
+def is_integer(value: object) -> bool:
+    """Whether `value` is a whole number of Python's or NumPy's; True and False are none.
+
+    Examples
+    --------
+    >>> is_integer(np.int64(3)), is_integer(3.0), is_integer(True)
+    (True, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _threshold(scores: np.ndarray, fraction: float) -> np.floating:
@@ -287,12 +378,3 @@ def _threshold(scores: np.ndarray, fraction: float) -> np.floating:
     # Not np.quantile: for float32 scores NumPy before 2.3 computes the rank in float32.
     rank = round((scores.size - 1) * fraction)
     return np.partition(scores, rank, axis=None)[rank]
-
-
-def _fraction(sparsity: float) -> float:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, (int, float, np.number)):
-        raise ParameterError(f"sparsity={sparsity!r} is not a number in [0, 1)")
-    if not 0 <= sparsity < 1:
-        hint = f" (percent? pass {sparsity / 100:g})" if 1 <= sparsity < 100 else ""
-        raise ParameterError(f"sparsity={sparsity:g} is not in [0, 1){hint}")
-    return float(sparsity)

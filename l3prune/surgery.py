@@ -1,15 +1,23 @@
-"""Writing a network: new networks with masks or without them. The input is never changed."""
+"""Writing a network: new networks with masks or with fewer filters. The input is never changed."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
 
+from l3prune.channels import PRODUCERS, check_functional, follow, named_layers
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
 from l3prune.layers import MaskedConv2D
-from l3prune.networks import attach_config, network_config
+from l3prune.networks import NetworkConfig, attach_config
 from l3prune.plan import PruningPlan
+
+#: A layer's weights by short name, of its source, as its copy has them.
+_Weights = dict[str, np.ndarray]
 
 
 def apply_masks(network: keras.Model, plan: PruningPlan) -> keras.Model:
@@ -21,6 +29,7 @@ def apply_masks(network: keras.Model, plan: PruningPlan) -> keras.Model:
     Parameters
     ----------
     network : keras.Model
+        Functional.
     plan : PruningPlan
 
     Returns
@@ -43,26 +52,20 @@ def apply_masks(network: keras.Model, plan: PruningPlan) -> keras.Model:
     >>> round(nonzero / total, 3)
     0.25
     """
-    known = {layer.name for layer in convolutions(network)}
-    for name in plan:
-        if name not in known:
-            raise ParameterError(
-                f"the plan names layer {name!r}; convolutions of this network: "
-                f"{', '.join(sorted(known)) or 'none'}"
-            )
+    _check_names(plan, convolutions(network), "convolutions")
 
-    def masked(layer):
-        if layer.name in plan and not isinstance(layer, MaskedConv2D):
+    def masked(name: str, layer: keras.layers.Layer) -> keras.layers.Layer:
+        if name in plan and not isinstance(layer, MaskedConv2D):
             return MaskedConv2D(**_conv_config(layer))
         return layer.__class__.from_config(layer.get_config())
 
-    copy = _copy(network, masked)
-    for layer in convolutions(copy):
-        if layer.name in plan:
+    copy = _rebuild(network, masked)
+    for name, layer in convolutions(copy).items():
+        if name in plan:
             before = layer.mask.numpy()
-            layer.set_mask(plan[layer.name])
+            layer.set_mask(plan[name])
             layer.set_mask(layer.mask.numpy() & before)
-    return copy
+    return _with_config(copy, network)
 
 
 def strip_masks(network: keras.Model) -> keras.Model:
@@ -76,12 +79,154 @@ def strip_masks(network: keras.Model) -> keras.Model:
     'Conv2D'
     """
 
-    def plain(layer):
+    def plain(name: str, layer: keras.layers.Layer) -> keras.layers.Layer:
         if isinstance(layer, MaskedConv2D):
             return keras.layers.Conv2D(**_conv_config(layer))
         return layer.__class__.from_config(layer.get_config())
 
-    return _copy(network, plain)
+    return _with_config(_rebuild(network, plain), network)
+
+
+def remove_filters(network: keras.Model, plan: PruningPlan) -> keras.Model:
+    """A smaller copy of a network, without the filters that the plan drops.
+
+    With a filter go its bias, its BatchNorm, whatever else has weights for its channel, and the
+    part of every later layer that reads it. The copy computes what the network would if all later
+    layers ignored the removed channels. Masks of the network are kept, with fewer elements.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Functional, of layers whose channels can be followed; see `channels.follow`.
+    plan : PruningPlan
+        Masks of shape (filters,), of convolutions and dense layers. Layers that only lose filters
+        together (`graph.filter_groups`) must all be named, with masks that agree.
+
+    Returns
+    -------
+    smaller : keras.Model
+        Its output has fewer values where the plan drops filters that are in the output.
+
+    Raises
+    ------
+    ParameterError
+        The plan names another layer, has masks of another shape, or masks that disagree about
+        channels that are added to each other; a channel is needed; or a layer cannot be followed.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> plan = PruningPlan({"conv_7": np.arange(64) < 32})
+    >>> smaller = remove_filters(create_network("sea64"), plan)
+    >>> smaller.get_layer("audio_embedding_layer").kernel.shape
+    TensorShape([3, 3, 32, 64])
+    """
+    channels = follow(network)
+    producers = {
+        name: each for name, each in channels.layers.items() if isinstance(each.layer, PRODUCERS)
+    }
+    _check_names(plan, producers, "convolutions and dense layers")
+    stays: dict[int, tuple[bool, str]] = {}
+    for name, each in producers.items():
+        mask = plan.get(name, np.ones(len(each.outputs), bool))
+        if mask.shape != each.outputs.shape:
+            raise ParameterError(
+                f"layer {name}: mask of shape {mask.shape} given; whole filters are removed by "
+                f"masks of shape {each.outputs.shape} (apply_masks takes masks of weights)"
+            )
+        for place, (number, keep) in enumerate(zip(each.outputs, mask, strict=True)):
+            before, other = stays.setdefault(int(number), (bool(keep), name))
+            if before != keep:
+                raise ParameterError(
+                    f"layers {other} and {name} can only lose filters together, and their masks "
+                    f"disagree about filter {place} of {name}; give both masks that agree"
+                )
+            if not keep and int(number) in channels.pinned:
+                raise ParameterError(
+                    f"layer {name}: filter {place} cannot be removed: "
+                    f"{channels.pinned[int(number)]}"
+                )
+
+    def kept(numbers: np.ndarray) -> np.ndarray:
+        return np.array([stays.get(int(number), (True, ""))[0] for number in numbers], bool)
+
+    keeps = {
+        name: (kept(each.inputs), kept(each.outputs)) for name, each in channels.layers.items()
+    }
+
+    def smaller(name: str, layer: keras.layers.Layer) -> keras.layers.Layer:
+        changes = _smaller_config(layer, *keeps[name]) if name in keeps else {}
+        return layer.__class__.from_config({**layer.get_config(), **changes})
+
+    def sliced(name: str, layer: keras.layers.Layer, weights: _Weights) -> _Weights:
+        return _slice(layer, weights, *keeps[name]) if name in keeps else weights
+
+    widths = {
+        name: [int(kept(numbers).sum()) for numbers in inputs]
+        for name, inputs in channels.nested.items()
+    }
+    copy = _rebuild(network, smaller, sliced, widths)
+    config = getattr(network, "l3prune_config", None)
+    if config is not None:
+        arguments = dict(config.arguments)
+        arguments["filters"] = [layer.filters for layer in convolutions(copy).values()]
+        if "embedding_size" in arguments:
+            arguments["embedding_size"] = copy.output_shape[1]
+        attach_config(copy, NetworkConfig(config.name, arguments))
+    return copy
+
+
+def _check_names(plan: PruningPlan, known: Mapping[str, Any], what: str) -> None:
+    for name in plan:
+        if name not in known:
+            raise ParameterError(
+                f"the plan names layer {name!r}; {what} of this network: "
+                f"{', '.join(sorted(known)) or 'none'}"
+            )
+
+
+def _smaller_config(
+    layer: keras.layers.Layer, keep_in: np.ndarray, keep_out: np.ndarray
+) -> dict[str, Any]:
+    """What of a layer's constructor arguments counts channels."""
+    if isinstance(layer, keras.layers.Dense):
+        return {"units": int(keep_out.sum())}
+    if isinstance(layer, keras.layers.Reshape) and layer.target_shape[-1] != -1:
+        return {"target_shape": (*layer.target_shape[:-1], int(keep_out.sum()))}
+    if isinstance(layer, PRODUCERS):
+        counts = {"filters": int(keep_out.sum())}
+        if getattr(layer, "groups", 1) == len(keep_in) > 1:
+            counts["groups"] = int(keep_in.sum())
+        return counts
+    return {}
+
+
+def _slice(
+    layer: keras.layers.Layer, weights: _Weights, keep_in: np.ndarray, keep_out: np.ndarray
+) -> _Weights:
+    """A layer's weights without those of the channels that go."""
+    sliced = {}
+    for name, array in weights.items():
+        if name in ("kernel", "mask", "depthwise_kernel", "pointwise_kernel"):
+            inputs = keep_in
+            groups = getattr(layer, "groups", 1)
+            if name == "pointwise_kernel":
+                inputs = np.repeat(keep_in, layer.depth_multiplier)
+            elif groups == len(keep_in) > 1:
+                inputs = np.ones(1, bool)  # each filter reads one channel
+            elif groups > 1:
+                inputs = keep_in.reshape(groups, -1)[0]
+            if isinstance(layer, keras.layers.Conv2DTranspose):
+                array = array[..., keep_out, :][..., inputs]
+            elif name == "depthwise_kernel":
+                array = array[..., inputs, :]
+            else:
+                array = array[..., inputs, :][..., keep_out]
+        else:
+            # One weight a channel, in the last axis: bias, BatchNorm, PReLU.
+            array = array[..., keep_out] if array.shape[-1] == len(keep_out) else array
+        sliced[name] = array
+    return sliced
 
 
 def _conv_config(layer: keras.layers.Conv2D) -> dict:
@@ -95,17 +240,50 @@ def _conv_config(layer: keras.layers.Conv2D) -> dict:
     return config
 
 
-def _copy(network: keras.Model, clone_layer) -> keras.Model:
-    """Rebuild a network layer by layer and copy the weights by layer and weight name."""
-    copy = keras.models.clone_model(network, clone_function=clone_layer)
-    for source, target in zip(network.layers, copy.layers, strict=True):
+def _rebuild(
+    network: keras.Model,
+    make: Callable[[str, keras.layers.Layer], keras.layers.Layer],
+    change: Callable[[str, keras.layers.Layer, _Weights], _Weights] = lambda _, __, weights: (
+        weights
+    ),
+    widths: Mapping[str, Sequence[int]] = MappingProxyType({}),
+) -> keras.Model:
+    """A network of the layers that `make` gives; `change` gives them the weights of the old.
+
+    `widths` are the channels of the inputs of nested networks.
+    """
+    check_functional(network)
+
+    def clone(model: keras.Model, name: str) -> keras.Model:
+        def replace(layer: keras.layers.Layer) -> keras.layers.Layer:
+            path = f"{name}/{layer.name}" if name else layer.name
+            return clone(layer, path) if isinstance(layer, keras.Model) else make(path, layer)
+
+        inputs = None
+        if name in widths:
+            inputs = [
+                keras.Input((*tensor.shape[1:-1], width), dtype=tensor.dtype, name=tensor.name)
+                for tensor, width in zip(model.inputs, widths[name], strict=True)
+            ]
+        return keras.models.clone_model(model, inputs, clone_function=replace)
+
+    copy = clone(network, "")
+    sources = dict(named_layers(network))
+    for name, target in named_layers(copy):
+        source = sources[name]
         values = {short_name(weight): weight.numpy() for weight in source.weights}
         if isinstance(source, MaskedConv2D):
             values["kernel"] = np.where(values["mask"], values["kernel"], 0)
+        values = change(name, source, values)
         for weight in target.weights:
             if short_name(weight) in values:
                 weight.assign(values[short_name(weight)])
-    return attach_config(copy, network_config(network))
+    return copy
+
+
+def _with_config(copy: keras.Model, network: keras.Model) -> keras.Model:
+    config = getattr(network, "l3prune_config", None)
+    return copy if config is None else attach_config(copy, config)
 
 
 def short_name(weight) -> str:

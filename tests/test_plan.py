@@ -6,9 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from l3prune.criteria import CRITERIA, ConvWeights, get_criterion
+from l3prune.criteria import CRITERIA, ConvWeights
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.plan import PruningPlan, plan_global, plan_layerwise
+from l3prune.plan import (
+    PruningPlan,
+    above_percentile,
+    each_layer,
+    plan_global,
+    plan_layerwise,
+    score,
+)
 
 
 def conv(values, shape=None):
@@ -23,45 +30,6 @@ def kernels():
         "first": ConvWeights(rng.normal(size=(3, 3, 1, 8)).astype(np.float32)),
         "second": ConvWeights(rng.normal(size=(3, 3, 8, 16)).astype(np.float32)),
     }
-
-
-# Contracts over the registry.
-
-NOT_EQUIVARIANT = {"random": "its scores are drawn, not computed from the weights"}
-
-
-@pytest.mark.parametrize("name", CRITERIA)
-def test_criterion_is_finite_deterministic_and_leaves_its_input_alone(name, kernels):
-    weights = kernels["second"]
-    before = weights.kernel.copy()
-    scores = get_criterion(name)(weights)
-    assert scores.shape in (weights.kernel.shape, (16,))
-    assert np.isfinite(scores).all()
-    np.testing.assert_array_equal(scores, get_criterion(name)(weights))
-    np.testing.assert_array_equal(weights.kernel, before)
-
-
-@pytest.mark.parametrize("name", set(CRITERIA) - set(NOT_EQUIVARIANT))
-def test_criterion_follows_a_reordering_of_filters(name, kernels):
-    weights = kernels["second"]
-    order = np.random.default_rng(1).permutation(16)
-    score = get_criterion(name)
-    np.testing.assert_allclose(
-        score(ConvWeights(weights.kernel[..., order])), score(weights)[..., order], rtol=1e-6
-    )
-
-
-def test_criteria_by_hand():
-    weights = ConvWeights(np.array([[[[3.0, -1.0], [-4.0, 2.0]]]]))
-    assert get_criterion("magnitude")(weights).tolist() == [[[[3.0, 1.0], [4.0, 2.0]]]]
-    assert get_criterion("l1")(weights).tolist() == [7.0, 3.0]
-    np.testing.assert_allclose(get_criterion("l2")(weights), [5.0, 5**0.5])
-
-
-def test_random_differs_between_layers_of_one_shape():
-    score = get_criterion("random")
-    first, second = score(conv([1, 2, 3, 4])), score(conv([1, 2, 3, 5]))
-    assert (first != second).all()
 
 
 # Layerwise: EdgeL3's percentile rule.
@@ -172,7 +140,7 @@ def test_nothing_to_prune():
 
 
 def test_unknown_criterion(kernels):
-    with pytest.raises(ParameterError, match=r"criterion 'best' is unknown; known: l1, l2"):
+    with pytest.raises(ParameterError, match=r"criterion 'best' is unknown; known: bn_gamma, geom"):
         plan_layerwise(kernels, 0.5, "best")
 
 
@@ -192,6 +160,48 @@ def test_weights_that_are_not_finite():
 def test_bad_mask(mask):
     with pytest.raises(ParameterError, match="mask of layer conv has type"):
         PruningPlan({"conv": mask})
+
+
+# Scores.
+
+
+def test_scores_are_the_criterion_s_for_each_layer(kernels):
+    scores = score(kernels, "l1")
+    assert list(scores) == ["first", "second"]
+    np.testing.assert_array_equal(
+        scores["second"], np.abs(kernels["second"].kernel).sum(axis=(0, 1, 2))
+    )
+
+
+def test_a_criterion_that_cannot_score_a_layer_names_it(kernels):
+    with pytest.raises(ParameterError, match="layer first: criterion bn_gamma needs a BatchNorm"):
+        score(kernels, "bn_gamma")
+    wrong = {"conv": ConvWeights(np.ones((1, 1, 1, 4)), gamma=np.ones(3))}
+    with pytest.raises(ParameterError, match=r"layer conv: .*scores of shape \(3,\) for a kernel"):
+        score(wrong, "bn_gamma")
+
+
+@pytest.mark.parametrize("name", set(CRITERIA) - {"bn_gamma"})
+def test_every_criterion_plans(name, kernels):
+    plan = plan_layerwise(kernels, 0.5, name)
+    assert plan["second"].mean() == pytest.approx(0.5, abs=0.07)
+
+
+def test_the_percentile_rule_goes_by_rank_in_float32_too():
+    scores = np.arange(11, dtype=np.float32)
+    assert above_percentile(scores, 0.3).sum() == 7
+    assert above_percentile(scores, 0).all()
+
+
+def test_fractions_of_layers():
+    assert each_layer(0.5, ["a", "b"]) == [0.5, 0.5]
+    assert each_layer(np.array([0.5, 0.25]), ["a", "b"]) == [0.5, 0.25]
+    with pytest.raises(ParameterError, match=r"1 ratios given for 2 convolutions; give 2 .*a, b"):
+        each_layer([0.5], ["a", "b"], "ratio", "ratios")
+    with pytest.raises(ParameterError, match=r"ratio=50 is not in \[0, 1\) \(percent\? pass 0.5"):
+        each_layer([0, 50], ["a", "b"], "ratio", "ratios")
+    with pytest.raises(ParameterError, match="ratio=None is not a number"):
+        each_layer(None, ["a"], "ratio", "ratios")
 
 
 # The plan itself.

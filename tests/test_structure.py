@@ -21,11 +21,14 @@ LEVELS = [
     {"files", "criteria", "quiet"},
     {"audio", "download"},
     {"plan", "windows", "datasets", "published"},
+    {"filterwise", "patterns"},
+    {"allocation"},
+    {"budget"},
     # Networks, read and written.
     {"layers"},
-    {"networks"},
+    {"networks", "channels"},
     {"graph"},
-    {"surgery", "layouts"},
+    {"surgery", "layouts", "complexity"},
     {"weights"},
     {"training", "models"},
     {"distillation"},
@@ -35,7 +38,7 @@ LEVELS = [
     {"pruning", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:4])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:7])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.

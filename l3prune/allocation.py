@@ -1,0 +1,299 @@
+"""Sharing an overall sparsity out among the layers: what they cost, and rules. NumPy only."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from l3prune.errors import ParameterError
+from l3prune.plan import check_fraction, is_integer
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a budget needs to know of a convolution.
+
+    Attributes
+    ----------
+    name : str
+    weights : int
+        Of the kernel: kh * kw * in_channels * filters.
+    filters : int
+    positions : int
+        Output positions, so that the layer's MACs are weights * positions.
+    in_channels : int
+        Channels that a filter reads.
+    kernel_size : tuple of int
+        (kh, kw).
+    previous : tuple of str
+        Layers whose filters are the input's channels: one in a chain, several behind a
+        concatenation, any one of a group behind a residual sum. None where filters removed
+        elsewhere do not change this layer's input, as for the first layer.
+
+    Raises
+    ------
+    ParameterError
+        A number is not whole and positive, or the weights are not the product.
+
+    Examples
+    --------
+    >>> LayerCost("conv_2", 36864, 64, 50944, 64, (3, 3), ("conv_1",)).macs
+    1877999616
+    """
+
+    name: str
+    weights: int
+    filters: int
+    positions: int
+    in_channels: int
+    kernel_size: tuple[int, int]
+    previous: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        for what in ("weights", "filters", "positions", "in_channels"):
+            value = getattr(self, what)
+            if not is_integer(value) or value < 1:
+                raise ParameterError(
+                    f"layer {self.name}: {what}={value!r} is not a whole number from 1 on"
+                )
+        if len(self.kernel_size) != 2 or self.weights != self.per_filter * self.filters:
+            raise ParameterError(
+                f"layer {self.name}: {self.weights} weights are not kernel {self.kernel_size} x "
+                f"{self.in_channels} channels x {self.filters} filters; take the kernel's shape"
+            )
+        if isinstance(self.previous, str):
+            raise ParameterError(
+                f"layer {self.name}: previous={self.previous!r} is not a tuple of layer names; "
+                f"give ({self.previous!r},)"
+            )
+
+    @property
+    def area(self) -> int:
+        """Positions of the kernel."""
+        return self.kernel_size[0] * self.kernel_size[1]
+
+    @property
+    def per_filter(self) -> int:
+        """Weights of a filter."""
+        return self.area * self.in_channels
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the unpruned layer for one input."""
+        return self.weights * self.positions
+
+
+def uniform(costs: Sequence[LayerCost], sparsity: float) -> dict[str, float]:
+    """The same amount of every layer; a layer of few weights keeps one.
+
+    Raises
+    ------
+    ParameterError
+        The sparsity is not in [0, 1).
+
+    Examples
+    --------
+    >>> uniform([LayerCost("a", 9, 1, 1, 1, (3, 3)), LayerCost("b", 2, 2, 1, 1, (1, 1))], 0.75)
+    {'a': 0.75, 'b': 0.5}
+    """
+    sparsity = check_fraction(sparsity)
+    return {each.name: min(sparsity, 1 - 1 / each.weights) for each in checked(costs)}
+
+
+def erk(costs: Sequence[LayerCost], sparsity: float) -> dict[str, float]:
+    """Erdős-Rényi-Kernel amounts (Evci et al., ICML 2020): small layers stay denser.
+
+    The density of a layer is in proportion to (in_channels + filters + kh + kw) / weights. Layers
+    that this would make denser than they are stay whole, and the others make up for them.
+
+    Parameters
+    ----------
+    costs : sequence of LayerCost
+    sparsity : float
+        Of all weights, in [0, 1).
+
+    Raises
+    ------
+    ParameterError
+        The sparsity is not in [0, 1), or a layer would keep less than one weight.
+
+    Examples
+    --------
+    >>> first = LayerCost("a", 8, 4, 1, 2, (1, 1))
+    >>> second = LayerCost("b", 64, 8, 1, 8, (1, 1))
+    >>> {name: round(amount, 4) for name, amount in erk([first, second], 0.5).items()}
+    {'a': 0.0, 'b': 0.5625}
+    """
+    sparsity = check_fraction(sparsity)
+    weights = {each.name: each.weights for each in checked(costs)}
+    shares = {
+        each.name: (each.in_channels + each.filters + sum(each.kernel_size)) for each in costs
+    }
+    left = (1 - sparsity) * sum(weights.values())
+    amounts = dict.fromkeys(weights, 0.0)
+    sparse = set(weights)
+    while sparse:
+        scale = left / sum(shares[name] for name in sparse)
+        full = {name for name in sparse if scale * shares[name] >= weights[name]}
+        if not full:
+            break
+        left -= sum(weights[name] for name in full)
+        sparse -= full
+    for name in sparse:
+        if scale * shares[name] < 1:
+            raise ParameterError(
+                f"layer {name} would keep {scale * shares[name]:.2g} of its {weights[name]} "
+                f"weights at sparsity={sparsity:g} by ERK; ask for less, or use uniform"
+            )
+        amounts[name] = 1 - scale * shares[name] / weights[name]
+    return amounts
+
+
+def by_sensitivity(
+    costs: Sequence[LayerCost],
+    curves: Mapping[str, Sequence[tuple[float, float]]],
+    target: float,
+    per: str = "weights",
+) -> dict[str, float]:
+    """The amounts that lose least by measured curves, for a wanted part of all weights or MACs.
+
+    Losses of layers are taken to add up. A curve is first made to rise (a loss that is smaller at a
+    larger amount is noise) and then convex: the lines between its lower corners. On such curves the
+    cheapest amounts are found exactly, by going along the flattest line that is left, measured in
+    loss per weight (or MAC), until the target is reached. At most one layer ends between two
+    corners, where its measured curve may lie above the line.
+
+    Parameters
+    ----------
+    costs : sequence of LayerCost
+    curves : mapping of str to sequence of (amount, loss)
+        Of each layer: the loss with only this layer pruned by the amount, and with none (amount 0).
+    target : float
+        Fraction of all weights or MACs to remove, in [0, 1).
+    per : str
+        weights or macs: what the target is of. MACs of a layer count as its weights go, each layer
+        by itself.
+
+    Raises
+    ------
+    ParameterError
+        A curve is missing or has no point at 0, an amount is outside [0, 1) or given twice, the
+        target is beyond the largest amounts that were measured.
+
+    Examples
+    --------
+    >>> layers = [LayerCost("a", 10, 10, 1, 1, (1, 1)), LayerCost("b", 10, 10, 1, 1, (1, 1))]
+    >>> curves = {"a": [(0, 0), (0.5, 1), (0.9, 9)], "b": [(0, 0), (0.9, 9)]}
+    >>> by_sensitivity(layers, curves, 0.5)
+    {'a': 0.5, 'b': 0.5}
+    """
+    target = check_fraction(target, "target")
+    check_choice("per", per, ("weights", "macs"))
+    prices = {each.name: getattr(each, per) for each in checked(costs)}
+    for wrong in (prices.keys() - curves.keys(), curves.keys() - prices.keys()):
+        if wrong:
+            raise ParameterError(
+                f"curves and layers do not agree about {', '.join(sorted(wrong))}; "
+                f"give one curve for each of {', '.join(prices)}"
+            )
+    lines = []
+    for number, (name, price) in enumerate(prices.items()):
+        corners = _lower_corners(name, curves[name])
+        for (start, loss), (end, next_loss) in itertools.pairwise(corners):
+            size = (end - start) * price
+            lines.append(((next_loss - loss) / size, number, start, end, size, name))
+    amounts = dict.fromkeys(prices, 0.0)
+    total = sum(prices.values())
+    left = target * total
+    # Of lines alike the earlier layer's first; a layer's own get steeper, so they come in order.
+    for _, _, start, end, size, name in sorted(lines):
+        if left <= 0:
+            break
+        amounts[name] = end if size <= left else start + (end - start) * left / size
+        left -= size
+    if left > 1e-9 * total:
+        raise ParameterError(
+            f"target={target:g} is more than the curves reach, {target - left / total:.4g} of all "
+            f"{per}; ask for less, or measure larger amounts"
+        )
+    return amounts
+
+
+def checked(costs: Sequence[LayerCost]) -> list[LayerCost]:
+    """The costs as a list, if they fit together.
+
+    Raises
+    ------
+    ParameterError
+        No layers, two of one name, or a layer that reads what the layers before it do not give.
+
+    Examples
+    --------
+    >>> layer = LayerCost("a", 90, 10, 1, 1, (3, 3))
+    >>> checked([layer]) == [layer]
+    True
+    """
+    if not costs:
+        raise ParameterError("there are no convolutions to prune")
+    filters = {each.name: each.filters for each in costs}
+    if len(filters) < len(costs):
+        raise ParameterError("two layers have the same name; give each its own")
+    for each in costs:
+        for name in each.previous:
+            if name not in filters:
+                raise ParameterError(
+                    f"layer {each.name} reads layer {name}, which is not among the layers: "
+                    f"{', '.join(filters)}"
+                )
+        channels = sum(filters[name] for name in each.previous)
+        if each.previous and channels != each.in_channels:
+            raise ParameterError(
+                f"layer {each.name} has {each.in_channels} input channels, but "
+                f"{' + '.join(each.previous)} give {channels}; name all layers that it reads"
+            )
+    return list(costs)
+
+
+def check_choice(name: str, value: str, known: Collection[str]) -> None:
+    """Raise a ParameterError that lists the `known` values if `value` is none of them.
+
+    Examples
+    --------
+    >>> check_choice("mode", "filter", ("layerwise", "filterwise"))
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: mode='filter' is unknown; known: layerwise, filterwise
+    """
+    if value not in known:
+        raise ParameterError(f"{name}={value!r} is unknown; known: {', '.join(known)}")
+
+
+def _lower_corners(layer: str, curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Corners of the largest convex curve below the points, once these are made to rise."""
+    points = sorted((float(amount), float(loss)) for amount, loss in curve)
+    amounts = [amount for amount, _ in points]
+    for amount in amounts:
+        check_fraction(amount, f"curve of layer {layer}: amount")
+    if not np.isfinite(points).all():
+        raise ParameterError(f"curve of layer {layer} has NaN or infinite losses; measure again")
+    if len(set(amounts)) < len(amounts):
+        raise ParameterError(f"curve of layer {layer} has an amount twice; give it once")
+    if 0 not in amounts:
+        raise ParameterError(
+            f"curve of layer {layer} has no point at amount 0; add the unpruned network's loss"
+        )
+    risen = zip(amounts, np.maximum.accumulate([loss for _, loss in points]), strict=True)
+    corners: list[tuple[float, float]] = []
+    for amount, loss in risen:
+        while len(corners) > 1:
+            (first, first_loss), (second, second_loss) = corners[-2:]
+            if (second_loss - first_loss) * (amount - first) < (loss - first_loss) * (
+                second - first
+            ):
+                break
+            corners.pop()
+        corners.append((amount, float(loss)))
+    return corners

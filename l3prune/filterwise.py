@@ -1,0 +1,281 @@
+"""Pruning plans of whole filters: counts, ratios, one threshold, chains. NumPy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from l3prune.criteria import ConvWeights
+from l3prune.errors import ParameterError
+from l3prune.plan import PruningPlan, check_fraction, each_layer, is_integer, score
+
+
+def plan_filterwise(
+    scores: Mapping[str, np.ndarray],
+    *,
+    counts: Sequence[int] | None = None,
+    ratio: float | Sequence[float] | None = None,
+    global_ratio: float | None = None,
+    groups: Sequence[Sequence[str]] | None = None,
+    round_to: int = 1,
+) -> PruningPlan:
+    """Remove whole filters: those of the lowest scores, the later one of two that score alike.
+
+    Give exactly one of `counts`, `ratio` and `global_ratio`. A layer never loses its last filter.
+
+    Parameters
+    ----------
+    scores : mapping of str to np.ndarray, (filters,)
+        Higher = keep. From weights (`score` with a criterion of filters) or from data.
+    counts : sequence of int
+        How many filters of each layer stay, in the order of `scores` (EdgeL3's --num_filters).
+    ratio : float or sequence of float
+        In [0, 1): fraction of each layer's filters that goes, to the nearest filter (half a filter
+        stays). One for all layers, or one a layer.
+    global_ratio : float
+        In [0, 1): fraction of all filters that goes, by one threshold for all layers. Each layer's
+        scores are divided by the mean of their magnitudes first: scores of wide kernels are larger
+        only because they sum more weights. Each layer's best filter is safe from the threshold.
+    groups : sequence of sequences of str
+        Layers that lose the same filters, because their outputs are added. The group is ranked by
+        the mean of its layers' scores, divided as above, and counts as often as it has layers.
+        Where the next filter under the threshold would be a group's and exceed the ratio,
+        `global_ratio` stops.
+    round_to : int
+        The number of filters that stay is a multiple of it in every layer that has as many: rounded
+        up where the layer has enough, else the layer's largest multiple. Smaller layers keep what
+        was asked for.
+
+    Returns
+    -------
+    plan : PruningPlan
+        Masks of shape (filters,).
+
+    Raises
+    ------
+    ParameterError
+        Scores of single weights, a count that the layer cannot keep, a ratio outside [0, 1), groups
+        of layers that differ in size or in what was asked for them.
+
+    Examples
+    --------
+    >>> scores = {"a": np.array([3.0, 1.0, 2.0, 2.0]), "b": np.array([10.0, 90.0])}
+    >>> plan_filterwise(scores, counts=[2, 1])["a"].tolist()
+    [True, False, True, False]
+    >>> plan_filterwise(scores, global_ratio=0.5)["b"].tolist()
+    [False, True]
+    """
+    wishes = {"counts": counts, "ratio": ratio, "global_ratio": global_ratio}
+    given = [name for name, value in wishes.items() if value is not None]
+    if len(given) != 1:
+        raise ParameterError(
+            f"filterwise plans take exactly one of {', '.join(wishes)}; "
+            f"given: {', '.join(given) or 'none'}"
+        )
+    if not is_integer(round_to) or round_to < 1:
+        raise ParameterError(f"round_to={round_to!r} is not a whole number from 1 on")
+    units = _units(_filter_scores(scores), groups or ())
+    if global_ratio is not None:
+        kept = _kept_globally(units, check_fraction(global_ratio, "global_ratio"))
+    else:
+        sizes = {layer: len(values) for layer, values in scores.items()}
+        if counts is not None:
+            each = _check_counts(counts, sizes)
+        else:
+            ratios = zip(sizes.items(), each_layer(ratio, sizes, "ratio", "ratios"), strict=True)
+            each = {layer: filters_kept(size, fraction) for (layer, size), fraction in ratios}
+        kept = [each[unit[0]] for unit in units]
+        for unit in units:
+            for layer in unit[1:]:
+                if each[layer] != each[unit[0]]:
+                    raise ParameterError(
+                        f"layers {unit[0]} and {layer} lose filters together, but {each[unit[0]]} "
+                        f"and {each[layer]} filters are to stay; ask for the same number"
+                    )
+    masks = {}
+    for (unit, values), count in zip(units.items(), kept, strict=True):
+        if len(values) >= round_to:
+            count = min(-(-count // round_to), len(values) // round_to) * round_to
+        mask = np.zeros(len(values), bool)
+        mask[_best_first(values)[:count]] = True
+        masks.update(dict.fromkeys(unit, mask))
+    return PruningPlan({layer: masks[layer] for layer in scores})
+
+
+def plan_sequential(
+    weights: Mapping[str, ConvWeights], counts: Sequence[int], criterion: str = "l1"
+) -> PruningPlan:
+    """Remove whole filters of a chain, each layer scored without the channels it has lost.
+
+    EdgeL3's own filterwise rule: weights that read a removed filter do not count any more when the
+    next layer's filters are ranked.
+
+    Parameters
+    ----------
+    weights : mapping of str to ConvWeights
+        A chain: each convolution reads all filters of the one before, and nothing else.
+    counts : sequence of int
+        How many filters of each layer stay, in the order of `weights`.
+    criterion : str
+        A registered criterion that scores filters.
+
+    Returns
+    -------
+    plan : PruningPlan
+        Masks of shape (filters,).
+
+    Raises
+    ------
+    ParameterError
+        As `plan_filterwise`; or the convolutions are no chain.
+
+    Examples
+    --------
+    >>> first = ConvWeights(np.array([1.0, 2.0]).reshape(1, 1, 1, 2))
+    >>> second = ConvWeights(np.array([[9.0, 0.0], [1.0, 2.0]])[None, None])
+    >>> plan_sequential({"a": first, "b": second}, [1, 1])["b"].tolist()
+    [False, True]
+    """
+    if not weights:
+        raise ParameterError("there are no convolutions to prune")
+    each = _check_counts(counts, {name: layer.kernel.shape[3] for name, layer in weights.items()})
+    masks: dict[str, np.ndarray] = {}
+    previous = None
+    for name, layer in weights.items():
+        if previous is not None:
+            if layer.kernel.shape[2] != masks[previous].size:
+                raise ParameterError(
+                    f"layer {name} reads {layer.kernel.shape[2]} channels and {previous} has "
+                    f"{masks[previous].size} filters, so they are no chain; use plan_filterwise"
+                )
+            layer = replace(layer, kernel=layer.kernel[:, :, masks[previous]])
+        masks |= plan_filterwise(score({name: layer}, criterion), counts=[each[name]])
+        previous = name
+    return PruningPlan(masks)
+
+
+def filters_kept(size: int, ratio: float) -> int:
+    """How many of a layer's filters stay when a fraction goes: the nearest number, at least one.
+
+    Examples
+    --------
+    >>> filters_kept(64, 0.3), filters_kept(5, 0.5), filters_kept(4, 0.99)
+    (45, 3, 1)
+    """
+    return max(1, _nearest(size * (1 - ratio)))
+
+
+def coupled(sizes: Mapping[str, int], groups: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """All layers, those that lose filters together in one tuple, in the order of the first ones.
+
+    Parameters
+    ----------
+    sizes : mapping of str to int
+        Layer -> its filters.
+    groups : sequence of sequences of str
+        Layers that lose filters together.
+
+    Raises
+    ------
+    ParameterError
+        A layer is unknown or named twice, or sizes within a group differ.
+
+    Examples
+    --------
+    >>> coupled({"a": 8, "b": 4, "c": 8}, [("a", "c")])
+    [('a', 'c'), ('b',)]
+    """
+    unit_of: dict[str, tuple[str, ...]] = {layer: (layer,) for layer in sizes}
+    named: set[str] = set()
+    for group in groups:
+        for layer in group:
+            if layer not in sizes:
+                raise ParameterError(
+                    f"group {' + '.join(group)}: there is no layer {layer}; "
+                    f"known: {', '.join(sizes)}"
+                )
+            if layer in named:
+                raise ParameterError(f"layer {layer} is named twice in groups; join its groups")
+            if sizes[layer] != sizes[group[0]]:
+                raise ParameterError(
+                    f"layers {group[0]} and {layer} cannot lose filters together: they have "
+                    f"{sizes[group[0]]} and {sizes[layer]}"
+                )
+            named.add(layer)
+        unit_of.update(dict.fromkeys(group, tuple(group)))
+    return list(dict.fromkeys(unit_of.values()))
+
+
+def _filter_scores(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores, checked, each layer's divided by the mean of their magnitudes."""
+    if not scores:
+        raise ParameterError("there are no convolutions to prune")
+    result = {}
+    for layer, given in scores.items():
+        values = np.asarray(given, np.float64)
+        if values.ndim != 1 or not values.size:
+            raise ParameterError(
+                f"layer {layer}: scores of shape {values.shape} cannot rank whole filters, which "
+                "need shape (filters,); take a criterion that scores filters, such as l1"
+            )
+        if not np.isfinite(values).all():
+            raise ParameterError(f"layer {layer} has NaN or infinite scores; nothing was pruned")
+        # Not the mean itself: scores from data can be negative, and it would turn their order.
+        mean = np.abs(values).mean()
+        result[layer] = values / mean if mean else values
+    return result
+
+
+def _units(
+    scores: Mapping[str, np.ndarray], groups: Sequence[Sequence[str]]
+) -> dict[tuple[str, ...], np.ndarray]:
+    """Layers that lose filters together -> their scores."""
+    units = coupled({layer: len(values) for layer, values in scores.items()}, groups)
+    return {unit: np.mean([scores[layer] for layer in unit], axis=0) for unit in units}
+
+
+def _check_counts(counts: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
+    if len(counts) != len(sizes):
+        raise ParameterError(
+            f"{len(counts)} counts given for {len(sizes)} convolutions; "
+            f"give {len(sizes)} (in the order {', '.join(sizes)})"
+        )
+    for (layer, size), count in zip(sizes.items(), counts, strict=True):
+        if not is_integer(count) or not 1 <= count <= size:
+            raise ParameterError(
+                f"layer {layer}: {count!r} filters cannot stay of {size}; give 1 to {size}"
+            )
+    return {layer: int(count) for layer, count in zip(sizes, counts, strict=True)}
+
+
+def _nearest(kept: float) -> int:
+    # Half a filter stays, also where 1 - ratio has been rounded down.
+    return math.floor(kept + 0.5 + 1e-9)
+
+
+def _best_first(values: np.ndarray) -> np.ndarray:
+    return np.argsort(-values, kind="stable")
+
+
+def _kept_globally(units: Mapping[tuple[str, ...], np.ndarray], ratio: float) -> list[int]:
+    """How many filters of each unit stay when the lowest scores of all go."""
+    total = sum(len(unit) * len(values) for unit, values in units.items())
+    goes = total - _nearest(total * (1 - ratio))
+    candidates = sorted(
+        # The later one of two that score alike goes first; the best one of a unit does not go.
+        (float(values[place]), -number, -rank)
+        for number, values in enumerate(units.values())
+        for rank, place in enumerate(_best_first(values))
+        if rank > 0
+    )
+    kept = [len(values) for values in units.values()]
+    layers = [len(unit) for unit in units]
+    for _, number, _ in candidates:
+        goes -= layers[-number]
+        if goes < 0:
+            break
+        kept[-number] -= 1
+    return kept

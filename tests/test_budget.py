@@ -1,0 +1,404 @@
+import functools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from l3prune.allocation import LayerCost, by_sensitivity, erk, uniform
+from l3prune.budget import Budget, float32_bytes, kept, measure, meet, parse_budget
+from l3prune.criteria import ConvWeights
+from l3prune.errors import ParameterError
+from l3prune.filterwise import plan_filterwise
+from l3prune.plan import plan_layerwise
+
+MODES = ("layerwise", "filterwise")
+FILTERS = (64, 64, 128, 128, 256, 256, 512, 512)
+POSITIONS = (256 * 199, 256 * 199, 128 * 99, 128 * 99, 64 * 49, 64 * 49, 32 * 24, 32 * 24)
+
+
+def chain(filters, positions, side=3, first=1):
+    costs, channels, previous = [], first, ()
+    for number, (n, at) in enumerate(zip(filters, positions, strict=True), 1):
+        name = f"conv_{number}"
+        costs.append(
+            LayerCost(name, side**2 * channels * n, n, at, channels, (side,) * 2, previous)
+        )
+        channels, previous = n, (name,)
+    return costs
+
+
+MEL256 = chain(FILTERS, POSITIONS)
+
+
+@st.composite
+def chains(draw, least=4):
+    count = draw(st.integers(1, 5))
+    filters = draw(st.lists(st.integers(least, 48), min_size=count, max_size=count))
+    positions = draw(st.lists(st.sampled_from([1, 12, 400]), min_size=count, max_size=count))
+    return chain(filters, positions, draw(st.sampled_from([1, 3])), draw(st.integers(1, 3)))
+
+
+def sensitive(costs):
+    """Curves that tell layers apart: later ones are less sensitive."""
+    curves = {
+        each.name: [(a, a**3 / (1 + number)) for a in (0, 0.3, 0.6, 0.9, 0.99)]
+        for number, each in enumerate(costs)
+    }
+    return functools.partial(by_sensitivity, curves=curves)
+
+
+def rule_of(name, costs):
+    if name == "by_sensitivity":
+        return lambda costs, level: sensitive(costs)(costs, target=level)
+    return {"uniform": uniform, "erk": erk}[name]
+
+
+RULES = ("uniform", "erk", "by_sensitivity")
+
+
+def achieved(budget, costs, amounts, mode):
+    return measure(budget.kind, costs, kept(costs, amounts, mode), mode)
+
+
+# Reading.
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("macs<=1G", "macs", 1e9),
+        ("macs <= 1.5 G", "macs", 1.5e9),
+        (" bytes<=450k ", "bytes", 450_000),
+        ("bytes<=450K", "bytes", 450_000),
+        ("bytes<=1.1M", "bytes", 1_100_000),
+        ("bytes<=814", "bytes", 814),
+        ("macs<=1e9", "macs", 1e9),
+        ("macs<=.5M", "macs", 500_000),
+        ("sparsity=95.45", "sparsity", 0.9545),
+        ("sparsity = 95.45 %", "sparsity", 0.9545),
+        ("sparsity=0.5%", "sparsity", 0.005),
+        ("sparsity=0", "sparsity", 0),
+        ("filters=0.5", "filters", 0.5),
+        ("filters=50%", "filters", 0.5),
+        ("filters=5e-1", "filters", 0.5),
+    ],
+)
+def test_budgets_as_text(text, kind, value):
+    budget = parse_budget(text)
+    assert (budget.kind, budget.value) == (kind, value)
+    assert parse_budget(str(budget)) == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "budget '' is not understood; write macs<=1G, bytes<=450k, sparsity=95.45"),
+        ("macs", "budget 'macs' is not understood"),
+        ("macs<=many", "budget 'macs<=many' is not understood"),
+        ("macs<=-1G", "budget 'macs<=-1G' is not understood"),
+        ("macs<=1G bytes<=1k", "is not understood"),
+        ("sparsity=95,45", "is not understood"),
+        ("flops<=1G", "budget of 'flops' is unknown; known: sparsity, filters, macs, bytes"),
+        ("macs=1G", "budget macs=: macs is compared by <= only; write macs<=1G"),
+        ("macs>=1G", "macs is compared by <= only"),
+        ("sparsity<=95", "sparsity is compared by = only"),
+        ("macs<=1T", "unit 'T' is unknown; known: k, M, G"),
+        ("bytes<=450kB", "unit 'kB' is unknown"),
+        ("macs<=1m", "unit 'm' is unknown"),
+        ("macs<=0", "budget macs<=0 is not a positive number"),
+        ("macs<=50%", "unit '%' is unknown"),
+        ("sparsity=0.9545", r"sparsity is in percent; give 95.45, or 0.9545% if that is meant"),
+        ("sparsity=100", "sparsity is in percent, below 100"),
+        ("sparsity=95k", "sparsity takes no unit 'k'; % is allowed"),
+        ("filters=50", r"filters=50 is not in \[0, 1\) \(percent\? pass 0.5\)"),
+        ("filters=1", r"filters=1 is not in \[0, 1\)"),
+    ],
+)
+def test_texts_that_are_no_budgets(text, message):
+    with pytest.raises(ParameterError, match=message):
+        parse_budget(text)
+
+
+def test_budgets_are_checked_however_they_are_made():
+    with pytest.raises(ParameterError, match=r"sparsity=95 is not in .* pass 0.95"):
+        Budget("sparsity", "=", 95)
+    with pytest.raises(ParameterError, match="budget bytes<=nan is not a positive number"):
+        Budget("bytes", "<=", float("nan"))
+
+
+# Counting.
+
+
+@pytest.mark.parametrize(
+    ("percent", "sparsity", "megabytes"),
+    [
+        # EdgeL3's Table II; its sparsities are of kernels, its sizes in units of 2^20 bytes.
+        ((0, 30, 40, 50, 30, 50, 50, 60), 53.49, 8.317),
+        ((0, 60, 60, 70, 50, 70, 70, 80), 73.55, 4.730),
+        ((0, 85, 85, 85, 75, 95, 98, 98), 95.45, 0.814),
+        ((0, 95, 96, 97, 97, 98, 98.65, 98), 98.00, 0.357),
+    ],
+)
+def test_edgel3_s_sizes(percent, sparsity, megabytes):
+    amounts = {c.name: p / 100 for c, p in zip(MEL256, percent, strict=True)}
+    stay = kept(MEL256, amounts, "layerwise")
+    assert 100 * measure("sparsity", MEL256, stay, "layerwise") == pytest.approx(sparsity, abs=0.04)
+    size = measure("bytes", MEL256, stay, "layerwise") / 2**20
+    assert size == pytest.approx(megabytes, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("filters", "parameters"),
+    [
+        # EdgeL3's Table IV, weights and biases.
+        ((64, 48, 64, 64, 128, 128, 256, 256), 1_199_664),
+        ((64, 48, 64, 64, 128, 128, 128, 128), 609_584),
+        ((64, 48, 64, 64, 64, 64, 128, 128), 388_272),
+        (FILTERS, 4_684_224),
+    ],
+)
+def test_removed_filters_shrink_the_next_layer_too(filters, parameters):
+    stay = dict(zip((c.name for c in MEL256), filters, strict=True))
+    assert measure("bytes", MEL256, stay, "filterwise") == 4 * parameters
+    smaller = chain(filters, POSITIONS)
+    assert measure("macs", MEL256, stay, "filterwise") == sum(c.macs for c in smaller)
+    gone = 1 - sum(c.weights for c in smaller) / 4_682_304
+    assert measure("sparsity", MEL256, stay, "filterwise") == pytest.approx(gone)
+    assert measure("filters", MEL256, stay, "filterwise") == 1 - sum(filters) / 1920
+
+
+def test_unpruned_costs():
+    stay = kept(MEL256, dict.fromkeys((c.name for c in MEL256), 0), "layerwise")
+    assert measure("macs", MEL256, stay, "layerwise") == 10_202_628_096
+    assert measure("bytes", MEL256, stay, "layerwise", lambda w, b: 2 * w + b) == 9_364_608 + 1920
+
+
+def test_concatenations_lose_channels_of_every_branch():
+    a = LayerCost("a", 4, 4, 1, 1, (1, 1))
+    b = LayerCost("b", 6, 6, 1, 1, (1, 1))
+    both = LayerCost("c", 50, 5, 1, 10, (1, 1), ("a", "b"))
+    stay = {"a": 3, "b": 2, "c": 4}
+    # 3 + 2 + (3 + 2) x 4 weights.
+    assert measure("macs", [a, b, both], stay, "filterwise") == 25
+
+
+@settings(deadline=None, max_examples=100)
+@given(size=st.integers(2, 300), amount=st.floats(0, 0.999), seed=st.integers(0, 2**32 - 1))
+def test_kept_is_what_the_plans_keep(size, amount, seed):
+    kernel = np.random.default_rng(seed).permutation(size).reshape(1, 1, 1, size) + 1.0
+    cost = [LayerCost("a", size, size, 1, 1, (1, 1))]
+    filters = plan_filterwise({"a": kernel.ravel()}, ratio=amount)
+    assert kept(cost, {"a": amount}, "filterwise") == {"a": filters["a"].sum()}
+    try:
+        plan = plan_layerwise({"a": ConvWeights(kernel)}, amount)
+    except ParameterError:
+        with pytest.raises(ParameterError, match="layer a would lose all its weights"):
+            kept(cost, {"a": amount}, "layerwise")
+    else:
+        assert kept(cost, {"a": amount}, "layerwise") == {"a": plan["a"].sum()}
+
+
+def test_bad_questions():
+    with pytest.raises(ParameterError, match="layer conv_1 has no amount"):
+        kept(MEL256, {}, "layerwise")
+    with pytest.raises(ParameterError, match=r"amount of conv_1=50 is not in"):
+        kept(MEL256, dict.fromkeys((c.name for c in MEL256), 50), "layerwise")
+    with pytest.raises(ParameterError, match="mode='both' is unknown; known: layerwise, filterw"):
+        kept(MEL256, {}, "both")
+    with pytest.raises(ParameterError, match="kind='flops' is unknown; known: sparsity, filters"):
+        measure("flops", MEL256, {}, "layerwise")
+
+
+# Meeting.
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("mode", "text"),
+    [
+        ("layerwise", "sparsity=95.45"),
+        ("layerwise", "sparsity=12.3"),
+        ("layerwise", "macs<=1G"),
+        ("layerwise", "bytes<=450k"),
+        ("filterwise", "sparsity=80"),
+        ("filterwise", "macs<=1G"),
+        ("filterwise", "bytes<=450k"),
+        ("filterwise", "filters=0.5"),
+    ],
+)
+def test_budgets_of_mel256(rule, mode, text):
+    budget = parse_budget(text)
+    amounts = meet(budget, MEL256, mode, rule_of(rule, MEL256))
+    assert list(amounts) == [c.name for c in MEL256]
+    assert all(0 <= amount < 1 for amount in amounts.values())
+    value = achieved(budget, MEL256, amounts, mode)
+    if budget.relation == "<=":
+        assert 0.99 * budget.value <= value <= budget.value
+    else:
+        # Layerwise to the weight; the promise is 0.1 %.
+        tolerance = 1 / 4_682_304 if mode == "layerwise" else 1e-3
+        assert budget.value - 1e-6 <= value <= budget.value + tolerance
+
+
+def test_a_rule_keeps_its_shape():
+    """The amounts are the rule's at one level, to within what rounding takes from all layers."""
+    for rule in RULES:
+        amounts = meet(parse_budget("sparsity=90"), MEL256, "layerwise", rule_of(rule, MEL256))
+        wanted = rule_of(rule, MEL256)(MEL256, 0.9)
+        for cost in MEL256:
+            assert amounts[cost.name] == pytest.approx(wanted[cost.name], abs=10 / cost.weights)
+    ratios = meet(parse_budget("macs<=2G"), MEL256, "filterwise")
+    assert max(ratios.values()) - min(ratios.values()) <= 2 / 64
+
+
+def test_meeting_by_hand():
+    # MACs of 3 a + b c + ...: a has 3 filters of 1 weight at 2 positions, b 4 of 3 at 5.
+    costs = [
+        LayerCost("a", 3, 3, 2, 1, (1, 1)),
+        LayerCost("b", 12, 4, 5, 3, (1, 1), ("a",)),
+    ]
+    # a 3, b 4: 66; 3, 3: 51; 2, 4: 44; 2, 3: 34; 2, 2: 24; 1, 2: 12; 1, 1: 7.
+    for limit, counts in [(66, (3, 4)), (50, (2, 4)), (34, (2, 3)), (7, (1, 1))]:
+        ratios = meet(Budget("macs", "<=", limit), costs, "filterwise")
+        assert tuple(kept(costs, ratios, "filterwise").values()) == counts
+    with pytest.raises(ParameterError, match=r"macs<=6 cannot be met filterwise: .* gets to 7 at"):
+        meet(Budget("macs", "<=", 6), costs, "filterwise")
+
+
+def test_a_budget_that_is_met_already():
+    for mode in MODES:
+        assert set(meet(parse_budget("macs<=11G"), MEL256, mode).values()) == {0}
+        assert set(meet(parse_budget("sparsity=0"), MEL256, mode).values()) == {0}
+
+
+def test_budgets_out_of_reach():
+    with pytest.raises(ParameterError, match="bytes<=7k cannot be met layerwise: this rule gets"):
+        meet(parse_budget("bytes<=7k"), MEL256)
+    curves = {c.name: [(0, 0), (0.5, 1)] for c in MEL256}
+    rule = lambda costs, level: by_sensitivity(costs, curves, level)  # noqa: E731
+    with pytest.raises(ParameterError, match=r"sparsity=60% cannot be met .* gets to 50 % at most"):
+        meet(parse_budget("sparsity=60"), MEL256, rule=rule)
+    assert set(meet(parse_budget("sparsity=49.9"), MEL256, rule=rule).values()) != {0}
+    with pytest.raises(ParameterError, match="filters and their groups are removed filterwise"):
+        meet(parse_budget("filters=0.5"), MEL256)
+    with pytest.raises(ParameterError, match="mode='width' is unknown"):
+        meet(parse_budget("filters=0.5"), MEL256, "width")
+
+
+def test_a_mistake_in_a_rule_shows():
+    with pytest.raises(ParameterError, match="curves and layers do not agree"):
+        meet(
+            parse_budget("sparsity=50"), MEL256, rule=lambda c, level: by_sensitivity(c, {}, level)
+        )
+    with pytest.raises(ParameterError, match="layer conv_1 has no amount"):
+        meet(parse_budget("sparsity=50"), MEL256, rule=lambda costs, level: {})
+    with pytest.raises(ParameterError, match=r"amount of conv_1=1 is not in"):
+        meet(
+            parse_budget("sparsity=50"),
+            MEL256,
+            rule=lambda costs, level: {c.name: 1.0 for c in costs},
+        )
+
+
+def test_a_rule_on_a_grid():
+    """One that jumps over the budget is followed on both sides of its jump."""
+
+    def coarse(costs, level):
+        return {c.name: np.floor(level * 4) / 4 for c in costs}
+
+    budget = parse_budget("sparsity=60")
+    amounts = meet(budget, MEL256, rule=coarse)
+    assert achieved(budget, MEL256, amounts, "layerwise") == pytest.approx(0.6, abs=1e-6)
+    assert all(0.5 <= amount <= 0.75 for amount in amounts.values())
+
+
+def test_a_rule_that_always_prunes_is_not_undone():
+    def first_half(costs, level):
+        return {c.name: max(level, 0.5 if c.name == "conv_2" else 0) for c in costs}
+
+    amounts = meet(parse_budget("sparsity=20"), MEL256, rule=first_half)
+    assert amounts["conv_2"] == pytest.approx(0.5, abs=1e-4)
+    assert amounts["conv_8"] == pytest.approx(0.2, abs=0.01)
+
+
+def test_another_size_of_weights():
+    """Half the bytes a weight, twice the weights."""
+    half = meet(parse_budget("bytes<=500k"), MEL256, size=lambda w, b: 2 * (w + b))
+    assert half == meet(parse_budget("bytes<=1M"), MEL256, size=float32_bytes)
+
+
+def test_groups_keep_the_same_filters():
+    costs = [
+        LayerCost("a", 8, 8, 9, 1, (1, 1)),
+        LayerCost("b", 64, 8, 9, 8, (1, 1), ("a",)),
+        # Reads the sum of a and b.
+        LayerCost("c", 128, 16, 9, 8, (1, 1), ("b",)),
+    ]
+    for limit in range(27, 1800, 7):
+        ratios = meet(Budget("macs", "<=", limit), costs, "filterwise", groups=[("a", "b")])
+        stay = kept(costs, ratios, "filterwise")
+        assert stay["a"] == stay["b"]
+        assert measure("macs", costs, stay, "filterwise") <= limit
+    with pytest.raises(ParameterError, match="layers a and c cannot lose filters together"):
+        meet(Budget("macs", "<=", 99), costs, "filterwise", groups=[("a", "c")])
+    with pytest.raises(ParameterError, match="groups are removed filterwise; mode is layerwise"):
+        meet(Budget("macs", "<=", 99), costs, groups=[("a", "b")])
+
+
+@settings(deadline=None, max_examples=120)
+@given(
+    costs=chains(),
+    mode=st.sampled_from(MODES),
+    rule=st.sampled_from(RULES),
+    kind=st.sampled_from(["sparsity", "macs", "bytes", "filters"]),
+    part=st.floats(0.02, 1.1),
+)
+def test_budgets_are_met(costs, mode, rule, kind, part):
+    if kind == "filters":
+        mode = "filterwise"
+    whole = dict.fromkeys((c.name for c in costs), 0)
+    if kind in ("sparsity", "filters"):
+        budget = Budget(kind, "=", max(0.0, 1 - part))
+    else:
+        budget = Budget(kind, "<=", part * achieved(Budget(kind, "<=", 1), costs, whole, mode))
+    try:
+        amounts = meet(budget, costs, mode, rule_of(rule, costs))
+    except ParameterError as error:
+        assert "cannot be met" in str(error)  # noqa: PT017  # what it gives else is the test
+        return
+    assert all(0 <= amount < 1 for amount in amounts.values())
+    stay = kept(costs, amounts, mode)
+    value = measure(kind, costs, stay, mode)
+    if budget.relation == "<=":
+        assert value <= budget.value
+        if value < 0.999 * budget.value:
+            # Then no layer has room for one more.
+            for cost in costs:
+                size = cost.weights if mode == "layerwise" else cost.filters
+                if stay[cost.name] < size:
+                    more = {**stay, cost.name: stay[cost.name] + 1}
+                    assert measure(kind, costs, more, mode) > budget.value
+    else:
+        total = sum(c.weights if kind == "sparsity" else c.filters for c in costs)
+        assert value >= budget.value - 0.5 / total - 1e-9
+        if mode == "layerwise" or kind == "filters":
+            assert value <= budget.value + 0.5 / total + 1e-9
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    costs=chains(),
+    rule=st.sampled_from(RULES),
+    levels=st.tuples(st.floats(0, 0.9), st.floats(0, 0.9)),
+)
+def test_a_higher_sparsity_takes_more_of_every_layer(costs, rule, levels):
+    budgets = [Budget("sparsity", "=", level) for level in sorted(levels)]
+    try:
+        less, more = (meet(b, costs, "layerwise", rule_of(rule, costs)) for b in budgets)
+    except ParameterError as error:
+        assert "cannot be met" in str(error)  # noqa: PT017  # what it gives else is the test
+        return
+    # But for the rounding to whole weights.
+    for cost in costs:
+        assert less[cost.name] <= more[cost.name] + 2 / cost.weights

@@ -1,0 +1,217 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from l3prune.criteria import CRITERIA, ConvWeights, _geometric_median, get_criterion
+from l3prune.errors import ParameterError
+
+FILTERS = 16
+
+
+@pytest.fixture
+def weights():
+    rng = np.random.default_rng(0)
+    return ConvWeights(
+        rng.normal(size=(3, 3, 8, FILTERS)).astype(np.float32),
+        rng.normal(size=FILTERS).astype(np.float32),
+        rng.normal(size=FILTERS).astype(np.float32),
+    )
+
+
+def rows(points):
+    """A 1 x 1 convolution that has these points as its filters."""
+    points = np.asarray(points, float)
+    return ConvWeights(points.T.reshape(1, 1, *points.T.shape))
+
+
+# Contracts over the registry.
+
+NOT_EQUIVARIANT = {"random": "its scores are drawn, not computed from the weights"}
+NOT_OF_VALUES = {"random": "its seed is a checksum of the weights' bytes"}
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_is_finite_deterministic_and_leaves_its_input_alone(name, weights):
+    before = [part.copy() for part in vars(weights).values()]
+    scores = get_criterion(name)(weights)
+    assert scores.shape in (weights.kernel.shape, (FILTERS,))
+    assert np.issubdtype(scores.dtype, np.floating)
+    assert np.isfinite(scores).all()
+    np.testing.assert_array_equal(scores, get_criterion(name)(weights))
+    for part, old in zip(vars(weights).values(), before, strict=True):
+        np.testing.assert_array_equal(part, old)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criterion_takes_read_only_weights(name, weights):
+    for part in vars(weights).values():
+        part.flags.writeable = False
+    assert np.isfinite(get_criterion(name)(weights)).all()
+
+
+@pytest.mark.parametrize("name", set(CRITERIA) - set(NOT_EQUIVARIANT))
+def test_criterion_follows_a_reordering_of_filters(name, weights):
+    order = np.random.default_rng(1).permutation(FILTERS)
+    reordered = ConvWeights(
+        weights.kernel[..., order], weights.bias[..., order], weights.gamma[..., order]
+    )
+    score = get_criterion(name)
+    np.testing.assert_allclose(score(reordered), score(weights)[..., order], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", set(CRITERIA) - set(NOT_OF_VALUES))
+def test_criterion_is_the_same_in_float64(name, weights):
+    double = ConvWeights(*(part.astype(np.float64) for part in vars(weights).values()))
+    score = get_criterion(name)
+    np.testing.assert_allclose(score(double), score(weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("filters", [1, 2, 16])
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_filters_that_are_all_alike(name, dtype, filters, value):
+    alike = ConvWeights(
+        np.full((3, 3, 4, filters), value, dtype),
+        np.full(filters, value, dtype),
+        np.full(filters, value, dtype),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = get_criterion(name)(alike)
+    assert np.isfinite(scores).all()
+    # Exactly, so that the index breaks their tie.
+    if name not in NOT_EQUIVARIANT:
+        assert (scores == scores.flat[0]).all()
+
+
+# By hand, and what defines the medians.
+
+
+def test_criteria_by_hand():
+    weights = ConvWeights(
+        np.array([[[[3.0, -1.0], [-4.0, 2.0]]]]), gamma=np.array([-0.5, 0.25], np.float32)
+    )
+    assert get_criterion("magnitude")(weights).tolist() == [[[[3.0, 1.0], [4.0, 2.0]]]]
+    assert get_criterion("l1")(weights).tolist() == [7.0, 3.0]
+    np.testing.assert_allclose(get_criterion("l2")(weights), [5.0, 5**0.5])
+    assert get_criterion("bn_gamma")(weights).tolist() == [0.5, 0.25]
+
+
+def test_random_differs_between_layers_of_one_shape():
+    score = get_criterion("random")
+    first = score(ConvWeights(np.ones((1, 1, 1, 4))))
+    second = score(ConvWeights(np.full((1, 1, 1, 4), 2.0)))
+    assert (first != second).all()
+
+
+def test_bn_gamma_without_batch_norm():
+    with pytest.raises(ParameterError, match=r"needs a BatchNorm .* there is none; take .* l1"):
+        get_criterion("bn_gamma")(ConvWeights(np.ones((1, 1, 1, 2))))
+
+
+@pytest.mark.parametrize(
+    ("points", "distances", "sums"),
+    [
+        # Corners of a square and its centre: the centre is the median.
+        (
+            [(0, 0), (2, 0), (0, 2), (2, 2), (1, 1)],
+            [2**0.5] * 4 + [0],
+            [4 + 18**0.5] * 4 + [4 * 2**0.5],
+        ),
+        # The two criteria take different filters first.
+        (
+            [(-5, -1), (4, 4), (-2, 4), (4, 0), (-4, -1)],
+            [4.3678, 5.9376, 2.7785, 5.4549, 3.5591],
+            [26.1820, 29.7296, 24.4272, 28.3287, 23.8814],
+        ),
+        # A triangle with an angle of 120° or more: the corner at it, (0, 0).
+        (
+            [(0, 0), (5, 1), (-5, 1)],
+            [0, 26**0.5, 26**0.5],
+            [2 * 26**0.5, 10 + 26**0.5, 10 + 26**0.5],
+        ),
+        # Exactly 120°, where Weiszfeld's iteration alone creeps.
+        ([(0, 0), (2, 0), (-1, 3**0.5)], [0, 2, 2], [4, 2 + 12**0.5, 2 + 12**0.5]),
+        # Equilateral triangle: its centre.
+        ([(0, 0), (1, 0), (0.5, 0.75**0.5)], [3**-0.5] * 3, [2.0] * 3),
+        # Corners of a convex quadrilateral: where its diagonals meet, here (1, 0).
+        (
+            [(0, 0), (4, 0), (1, 2), (1, -7)],
+            [1, 3, 2, 7],
+            [
+                4 + 5**0.5 + 50**0.5,
+                4 + 13**0.5 + 58**0.5,
+                9 + 5**0.5 + 13**0.5,
+                9 + 50**0.5 + 58**0.5,
+            ],
+        ),
+        # Three of five at one place hold the median there.
+        ([(1, 1)] * 3 + [(9, 1), (1, 7)], [0, 0, 0, 8, 6], [14, 14, 14, 34, 28]),
+        # On a line: the middle one, and of an even number the middle of the middle two.
+        ([(0, 0), (1, 2), (4, 8)], [5**0.5, 0, 45**0.5], [5 * 5**0.5, 4 * 5**0.5, 7 * 5**0.5]),
+        ([(0,), (1,), (3,), (9,)], [2, 1, 1, 7], [13, 11, 11, 23]),
+        ([(-1, 0), (3, 0)], [2, 2], [4, 4]),
+    ],
+)
+def test_geometric_medians_by_hand(points, distances, sums):
+    weights = rows(points)
+    scores = get_criterion("geometric_median")(weights)
+    np.testing.assert_allclose(scores, distances, atol=5e-5)
+    np.testing.assert_allclose(get_criterion("geometric_median_sum")(weights), sums, atol=5e-5)
+
+
+def test_geometric_median_is_exact_where_it_is_a_filter():
+    scores = get_criterion("geometric_median")(rows([(0, 0), (5, 1), (-5, 1), (0.3, -4)]))
+    assert scores[0] == 0
+
+
+def test_geometric_median_is_that_of_the_whole_filter(weights):
+    """The order of a kernel's axes does not matter, only that the last one is the filters."""
+    flat = ConvWeights(weights.kernel.reshape(1, 1, -1, FILTERS))
+    for name in ("geometric_median", "geometric_median_sum"):
+        score = get_criterion(name)
+        np.testing.assert_allclose(score(flat), score(weights), rtol=1e-12)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    points=hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(1, 9), st.integers(1, 4)),
+        elements=st.integers(-3, 3).map(float),
+    ),
+    scale=st.sampled_from([1e-20, 1e-3, 1.0, 1e20]),
+    shift=st.sampled_from([0.0, 5.0]),
+)
+def test_no_point_has_a_smaller_sum_of_distances(points, scale, shift):
+    # The scores' sum is what the median makes smallest.
+    points = (points + shift) * scale
+    total = get_criterion("geometric_median")(rows(points)).sum()
+    rng = np.random.default_rng(0)
+    near = points.mean(axis=0) + rng.normal(size=(200, points.shape[1])) * scale
+    for other in [*points, points.mean(axis=0), *near]:
+        assert total <= np.linalg.norm(points - other, axis=1).sum() * (1 + 1e-12)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    points=hnp.arrays(
+        np.float64,
+        st.tuples(st.integers(3, 12), st.integers(2, 5)),
+        # A grid: points 1e-7 apart would turn the promised 1e-10 of the spread into a pull of 1e-3.
+        elements=st.integers(-16, 16).map(lambda n: n / 16),
+    )
+)
+def test_the_pulls_at_the_median_cancel(points):
+    """The gradient is zero at a median that is no filter, and at most their number at filters."""
+    median = _geometric_median(points)
+    offsets = points - median
+    distances = np.linalg.norm(offsets, axis=1)
+    here = distances <= 1e-9 * (1 + np.abs(points).max())
+    pull = (offsets[~here] / distances[~here, None]).sum(axis=0)
+    assert np.linalg.norm(pull) <= here.sum() + 1e-5
