@@ -1,4 +1,4 @@
-"""python -m l3prune.pruning: prune a network layerwise, retrain it by distillation, report."""
+"""python -m l3prune.pruning: prune a network, retrain it by distillation, report."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from l3prune.files import new_folder, read_json, write_json
 from l3prune.quiet import load_tensorflow
 
 if TYPE_CHECKING:
+    from l3prune.pruner import Wish
     from l3prune.windows import WindowSource
 
 #: EdgeL3's own default for its eight convolutions, in percent.
@@ -31,11 +32,15 @@ MODEL_TYPES = {
 #: Flags of EdgeL3 whose capability l3prune does not have yet.
 NOT_YET = {
     "--finetune": "fine-tuning on audio-visual correspondence; leave it out for distillation",
-    "--filterwise": "filterwise pruning; use --layerwise",
-    "--num_filters": "filterwise pruning; use --layerwise --sparsity",
     "--include_layers": "depth students; use --layerwise --sparsity",
     "--test-model": "evaluation on audio-visual correspondence; see report.json for the embedding",
 }
+
+#: Options that say what goes; flags that make this choice set a --config's aside.
+CHOICES = (
+    *("layerwise", "sparsity", "global_sparsity", "pattern", "blocks", "budget"),
+    *("filterwise", "num_filters", "filter_ratio", "global_filter_ratio"),
+)
 
 #: The pruned network before retraining, and the run's arguments, in a run's folder.
 PRUNED = "model_pruned.h5"
@@ -56,10 +61,12 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         usage="%(prog)s [options] WEIGHT_PATH TRAIN_DATA_DIR VALIDATION_DATA_DIR OUTPUT_DIR",
         # A later option must not change what an abbreviation in an old job script means.
         allow_abbrev=False,
-        description="Prune the convolutions of an L3 audio network by magnitude, retrain it by "
-        "distillation from the unpruned network with the pruned weights held at zero, and report.",
-        epilog="Results go to OUTPUT_DIR/embedding/pruning_kd/<subset>/<model type>/<run>/ "
-        "(pruning without --retrain). Exit code: 0 done, 2 wrong input.",
+        description="Prune the convolutions of an L3 audio network, retrain it by distillation "
+        "from the unpruned network, and report. Single weights are held at zero, whole filters are "
+        "removed.",
+        epilog="Results go to OUTPUT_DIR/embedding/KIND/<subset>/<model type>/<run>/, KIND being "
+        "pruning_kd or, filterwise, reduced_kd; without --retrain pruning or reduced. Exit code: 0 "
+        "done, 2 wrong input.",
     )
     add = parser.add_argument
     for name, text in POSITIONALS.items():
@@ -83,7 +90,49 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         metavar="PERCENT",
         help="prune all layers together to this overall sparsity",
     )
-    add("--criterion", default="magnitude", help="what is kept is highest in it (%(default)s)")
+    add("--pattern", metavar="N:M", help="of every M input channels, keep N (2:4)")
+    add(
+        "--blocks",
+        metavar="IxO",
+        help="with --layerwise: weights go in blocks of I input channels and O filters",
+    )
+    add("-filterwise", "--filterwise", action="store_true", help="remove whole filters")
+    add(
+        "-filters",
+        "--num_filters",
+        "--num-filters",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="filters of each convolution that stay",
+    )
+    add(
+        "--filter-ratio",
+        nargs="+",
+        type=float,
+        metavar="PERCENT",
+        help="filters that go: one for each convolution, or one for all but the last",
+    )
+    add(
+        "--global-filter-ratio",
+        type=float,
+        metavar="PERCENT",
+        help="filters that go of all convolutions but the last together",
+    )
+    add(
+        "--round-to",
+        type=int,
+        default=1,
+        metavar="K",
+        help="with a ratio: layers keep multiples of K filters",
+    )
+    add(
+        "--budget",
+        metavar="TEXT",
+        help='"sparsity=95.45", "filters=50%%", "macs<=1G", "bytes<=450k", shared among the layers',
+    )
+    add("--allocation", default="uniform", help="of a budget: uniform or erk (%(default)s)")
+    add("--criterion", help="what is kept is highest in it (magnitude; filterwise l1)")
     add(
         "-mt",
         "--model-type",
@@ -144,8 +193,6 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
     )
     for flags, nargs in (
         (("-finetune", "--finetune"), 0),
-        (("-filterwise", "--filterwise"), 0),
-        (("-filters", "--num_filters"), "+"),
         (("-layers", "--include_layers"), "+"),
         (("-tst", "--test-model"), 0),
     ):
@@ -166,10 +213,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if config:
         # How much to prune is one choice: flags that make it set the file's aside.
         given = _parser(POSITIONALS).parse_known_args(argv)[0]
-        if given.global_sparsity is not None:
-            config = {key: config[key] for key in config if key not in ("layerwise", "sparsity")}
-        elif given.layerwise or given.sparsity is not None:
-            config.pop("global_sparsity", None)
+        chosen = {name for name in CHOICES if getattr(given, name) not in (None, False)}
+        if chosen - {"layerwise", "filterwise"} or chosen == {"filterwise"}:
+            config = {key: config[key] for key in config if key not in CHOICES}
+        elif chosen:
+            config = {key: config[key] for key in config if key not in CHOICES or key == "sparsity"}
         parser.set_defaults(**config)
     return parser.parse_args(argv)
 
@@ -225,18 +273,7 @@ def _check(args: argparse.Namespace) -> None:
     for flag, what in NOT_YET.items():
         if getattr(args, flag[2:].replace("-", "_")):
             raise ParameterError(f"{flag} is not available yet: {what}")
-    if args.global_sparsity is not None:
-        if args.sparsity is not None:
-            raise ParameterError("give --sparsity or --global-sparsity, not both")
-        if args.layerwise:
-            raise ParameterError("--global-sparsity prunes all layers together: drop --layerwise")
-    elif not args.layerwise:
-        raise ParameterError("nothing to do: give --layerwise, or --global-sparsity PERCENT")
-    elif args.sparsity is None:
-        args.sparsity = list(DEFAULT_SPARSITY)
-    for percent in [*(args.sparsity or []), args.global_sparsity]:
-        if percent is not None and not 0 <= percent < 100:
-            raise ParameterError(f"sparsity {percent:g} is not in percent, from 0 to below 100")
+    _check_choice(args)
     for name in (
         "train_epoch_size",
         "validation_epoch_size",
@@ -264,19 +301,79 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
+def _check_choice(args: argparse.Namespace) -> None:
+    """What goes: one choice, of weights or of filters."""
+    weights = ["sparsity", "global_sparsity", "pattern"]
+    filters = ["num_filters", "filter_ratio", "global_filter_ratio"]
+    given = [name for name in [*weights, *filters, "budget"] if getattr(args, name) is not None]
+    flags = [f"--{name if name == 'num_filters' else name.replace('_', '-')}" for name in given]
+    if len(given) > 1:
+        raise ParameterError(f"give one of {' and '.join(flags)}, not both")
+    if args.filterwise:
+        if args.layerwise:
+            raise ParameterError("--layerwise zeroes weights, --filterwise removes filters: choose")
+        if not given or given[0] in weights or args.blocks:
+            raise ParameterError(
+                "--filterwise needs --num_filters, --filter-ratio, --global-filter-ratio or "
+                "--budget"
+            )
+    elif given and given[0] in filters:
+        raise ParameterError(f"{flags[0]} is for --filterwise")
+    elif args.global_sparsity is not None and args.layerwise:
+        raise ParameterError("--global-sparsity prunes all layers together: drop --layerwise")
+    elif not args.layerwise and (not given or given == ["sparsity"]):
+        raise ParameterError(
+            "nothing to do: give --layerwise, --filterwise, --pattern, --budget, or "
+            "--global-sparsity PERCENT"
+        )
+    elif not given:
+        args.sparsity = list(DEFAULT_SPARSITY)
+    if args.blocks is not None and args.sparsity is None:
+        raise ParameterError("--blocks goes with --layerwise --sparsity")
+    for name in ("sparsity", "global_sparsity", "filter_ratio", "global_filter_ratio"):
+        values = getattr(args, name)
+        for percent in values if isinstance(values, list) else [values]:
+            if percent is not None and not 0 <= percent < 100:
+                word = name.replace("global_", "").replace("_", " ")
+                raise ParameterError(f"{word} {percent:g} is not in percent, from 0 to below 100")
+
+
+def _wish(args: argparse.Namespace) -> Wish:
+    from l3prune.pruner import Wish
+
+    each = args.filter_ratio if args.filterwise else args.sparsity
+    amount = None if each is None else [percent / 100 for percent in each]
+    overall = args.global_filter_ratio if args.filterwise else args.global_sparsity
+    return Wish(
+        filterwise=args.filterwise,
+        amount=amount[0] if amount is not None and len(amount) == 1 else amount,
+        overall=None if overall is None else overall / 100,
+        counts=args.num_filters,
+        pattern=args.pattern,
+        block=args.blocks,
+        budget=args.budget,
+        allocation=args.allocation,
+        round_to=args.round_to,
+        criterion=args.criterion,
+    )
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.pruning --help`."""
     args = _parse(argv)
     _check(args)
     load_tensorflow()
-    from l3prune import graph, models, plan, surgery
+    from l3prune import models, surgery
     from l3prune.distillation import distill
     from l3prune.evaluation import Report, embedding_mse, measure, plot_history
     from l3prune.networks import l3
+    from l3prune.plan import PruningPlan
+    from l3prune.pruner import prune
     from l3prune.training import Recipe
     from l3prune.weights import save_network
 
+    wish = _wish(args)
     recipe = Recipe(
         epochs=args.num_epochs,
         learning_rate=args.learning_rate,
@@ -292,13 +389,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     model_type = MODEL_TYPES.get(args.model_type, args.model_type)
     # The data are sound, whatever the network in the file was trained on.
     teacher = models.load(args.weight_path, model_type, input="waveform")
-    weights = graph.conv_weights(teacher)
-    if args.global_sparsity is not None:
-        masks = plan.plan_global(weights, args.global_sparsity / 100, args.criterion)
-    else:
-        each = [percent / 100 for percent in args.sparsity]
-        masks = plan.plan_layerwise(weights, each[0] if len(each) == 1 else each, args.criterion)
-    pruned = surgery.apply_masks(teacher, masks)
+    pruned, plan = prune(teacher, wish)
 
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
     resumed = args.continue_model_dir is not None
@@ -318,7 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report = Report()
     states = [("unpruned", teacher), ("pruned", pruned)]
     if args.retrain:
-        student = surgery.apply_masks(pruned, masks)
+        student = surgery.remove_filters(pruned, PruningPlan({}))  # a copy
         history = distill(
             student,
             teacher,
@@ -337,10 +428,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot_history(history, run_dir / "history.png")
         states.append(("retrained", student))
     for name, network in states:
-        mse = embedding_mse(network, teacher, validation, cache_dir, quiet=args.quiet)
+        mse = None
+        if network.output_shape == teacher.output_shape:
+            mse = embedding_mse(network, teacher, validation, cache_dir, quiet=args.quiet)
         report = report.with_row(name, validation_mse=mse, **measure(network))
     report.to_json(run_dir / "report.json")
-    print(masks)
+    print(plan)
     print(report)
     print(run_dir)
 
@@ -432,7 +525,7 @@ def _new_run_dir(args: argparse.Namespace, model_name: str) -> Iterator[Path]:
     parent = (
         Path(args.output_dir)
         / "embedding"
-        / ("pruning_kd" if args.retrain else "pruning")
+        / (("reduced" if args.filterwise else "pruning") + ("_kd" if args.retrain else ""))
         / subset
         / (args.model_type or model_name)
     )

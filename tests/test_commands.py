@@ -720,10 +720,110 @@ def refuse(capsys, line, message, folder):
     assert tree(folder) == before
 
 
+def pruned_by(place, out, *options):
+    """The folder of a run without retraining, and its report."""
+    assert prune(place.line(out, *options, "--run-name", "run", "--quiet")) == 0
+    (run_dir,) = Path(out).glob("embedding/*/*/*/run")
+    return run_dir, json.loads((run_dir / "report.json").read_text())
+
+
+def test_filterwise_from_the_command_line(place, tmp_path):
+    """EdgeL3's --num_filters; the embedding gets as short as the last layer."""
+    counts = [3, 2, 4, 1, 3, 2, 2, 3]
+    options = ("--filterwise", "--num_filters", *map(str, counts))
+    run_dir, report = pruned_by(place, tmp_path / "out", *options)
+    assert run_dir.parts[-4:] == ("reduced", "music", "sea64", "run")
+    network = load_network(run_dir / "model_pruned.h5")
+    assert [layer.filters for layer in graph.convolutions(network).values()] == counts
+    assert network.output_shape == (None, 3)
+    assert report["pruned"]["validation_mse"] is None
+    assert report["pruned"]["macs"] < report["unpruned"]["macs"]
+    # Nothing of the teacher changed, and what is left is a part of it.
+    teacher = load_network(place.net)
+    kernel = teacher.get_layer("conv_1").kernel.numpy()
+    kept = np.sort(np.abs(kernel).sum(axis=(0, 1, 2)))[1:].sum()
+    assert np.abs(network.get_layer("conv_1").kernel.numpy()).sum() == pytest.approx(kept)
+
+
+def test_filterwise_with_retraining(place, tmp_path, capsys):
+    """Half the filters of all layers but the last: the embedding stays comparable."""
+    line = place.line(
+        tmp_path / "out",
+        *("--filterwise", "--filter-ratio", "50", "--retrain", "-e", "3", "-lr", "1e-3"),
+        *("-tbs", "4", "--batch-norm", "freeze", "--run-name", "run", "--quiet"),
+    )
+    assert prune(line) == 0
+    run_dir = run_folder(tmp_path / "out", "reduced_kd")
+    report = json.loads((run_dir / "report.json").read_text())
+    assert 0 < report["retrained"]["validation_mse"] < report["pruned"]["validation_mse"]
+    network = load_network(run_dir / "model_best_valid_loss.h5")
+    assert [layer.filters for layer in graph.convolutions(network).values()] == [2] * 7 + [4]
+    capsys.readouterr()
+    assert prune([*line[:-3], "--quiet", "--continue-model-dir", str(run_dir)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "filters"),
+    [
+        (("--filter-ratio", "25"), [3] * 7 + [4]),
+        (("--filter-ratio", "0", "25", "50", "75", "0", "25", "50", "75"), [4, 3, 2, 1] * 2),
+        (("--filter-ratio", "25", "--round-to", "2"), [4] * 8),
+        (("--filter-ratio", "70", "--criterion", "geometric_median"), [1] * 7 + [4]),
+        (("--budget", "filters=25%"), None),
+        (("--global-filter-ratio", "50", "--criterion", "bn_gamma"), None),
+    ],
+)
+def test_ways_to_remove_filters(place, tmp_path, options, filters):
+    run_dir, _ = pruned_by(place, tmp_path / "out", "--filterwise", *options)
+    network = load_network(run_dir / "model_pruned.h5")
+    found = [layer.filters for layer in graph.convolutions(network).values()]
+    if filters is None:
+        assert found[-1] == 4
+        assert sum(found) in (24, 18)  # of 32, or 14 of 28 and the last 4
+    else:
+        assert found == filters
+
+
+@pytest.mark.parametrize(
+    ("options", "sparsity"),
+    [
+        (("--pattern", "1:4"), None),
+        (("--layerwise", "--sparsity", "50", "--blocks", "2x2"), None),
+        (("--budget", "sparsity=60"), 0.6),
+        (("--budget", "sparsity=60", "--allocation", "erk"), 0.6),
+    ],
+)
+def test_ways_to_zero_weights(place, tmp_path, options, sparsity):
+    run_dir, report = pruned_by(place, tmp_path / "out", *options)
+    assert run_dir.parts[-4] == "pruning"
+    masks = graph.masks(load_network(run_dir / "model_pruned.h5"))
+    if sparsity is not None:
+        assert report["pruned"]["sparsity"] == pytest.approx(sparsity, abs=1e-3)
+    elif "--pattern" in options:
+        assert (masks["conv_3"].sum(axis=2) == 1).all()
+    else:
+        blocks = masks["conv_3"].reshape(3, 3, 2, 2, 2, 2).sum(axis=(3, 5))
+        assert set(np.unique(blocks)) == {0, 4}
+
+
+def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text('{"layerwise": true, "sparsity": [50], "num_epochs": 2}')
+    options = ("--config", str(config), "--filterwise", "--filter-ratio", "50")
+    run_dir, _ = pruned_by(place, tmp_path / "a", *options)
+    assert run_dir.parts[-4] == "reduced"
+    config.write_text('{"filterwise": true, "filter_ratio": [50]}')
+    run_dir, _ = pruned_by(place, tmp_path / "b", "--config", str(config), "--pattern", "2:4")
+    assert run_dir.parts[-4] == "pruning"
+    run_dir, _ = pruned_by(place, tmp_path / "c", "--config", str(config))
+    assert run_dir.parts[-4] == "reduced"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to do: give --layerwise, or --global-sparsity"),
+        ((), "nothing to do: give --layerwise, --filterwise, --pattern, --budget, or --global-spa"),
+        (("--sparsity", "50"), "nothing to do"),
         (("--retrain",), "nothing to do"),
         (("--layerwise", "--sparsity", "0", "50"), "2 sparsities given for 8 convolutions"),
         (("--layerwise", "--sparsity", *["5"] * 9), "9 sparsities given for 8 convolutions"),
@@ -742,9 +842,29 @@ def refuse(capsys, line, message, folder):
         (("--layerwise", "--model-type", "cnn_L3_orig"), "network 'cnn_L3_orig' is unknown"),
         (("--layerwise", "--finetune"), "--finetune is not available yet"),
         (("--layerwise", "-finetune"), "--finetune is not available yet"),
-        (("--filterwise", "--retrain"), "--filterwise is not available yet"),
-        (("--layerwise", "--num_filters", *["8"] * 8), "--num_filters is not available yet"),
-        (("--layerwise", "-filters", "8"), "--num_filters is not available yet"),
+        (("--filterwise", "--retrain"), "--filterwise needs --num_filters, --filter-ratio, --gl"),
+        (("--filterwise", "--sparsity", "50"), "--filterwise needs --num_filters"),
+        (("--filterwise", "--layerwise", "-filters", "2"), "removes filters: choose"),
+        (("--filterwise", "-filters", "2", "2"), "2 counts given for 8 convolutions"),
+        (("--filterwise", "-filters", *["2"] * 7, "5"), "5 filters cannot stay of 4"),
+        (("--filterwise", "-filters", *["2"] * 7, "0"), "0 filters cannot stay of 4"),
+        (("--filterwise", "--filter-ratio", "100"), "filter ratio 100 is not in percent"),
+        (("--filterwise", "--filter-ratio", "50", "50"), "2 ratios given for 8"),
+        (("--filterwise", "--global-filter-ratio", "-1"), "filter ratio -1 is not in percent"),
+        (("--filterwise", "--filter-ratio", "5", "--num_filters", "2"), "not both"),
+        (("--filterwise", "--filter-ratio", "50", "--criterion", "magnitude"), "cannot rank whol"),
+        (("--filterwise", "--filter-ratio", "50", "--round-to", "0"), "round_to=0 is not"),
+        (("--filterwise", "-filters", *["2"] * 8, "--round-to", "2"), "round_to is for ratios"),
+        (("--layerwise", "--num_filters", *["8"] * 8), "--num_filters is for --filterwise"),
+        (("--filter-ratio", "50"), "--filter-ratio is for --filterwise"),
+        (("--pattern", "2-4"), "pattern '2-4' is not N:M, such as 2:4"),
+        (("--pattern", "4:2"), "pattern"),
+        (("--layerwise", "--blocks", "4", "--sparsity", "50"), "block '4' is not IxO, such as 4x4"),
+        (("--pattern", "2:4", "--blocks", "2x2"), "--blocks goes with --layerwise --sparsity"),
+        (("--budget", "watts<=3"), "budget of 'watts' is unknown"),
+        (("--budget", "bytes<=10"), "cannot be met"),
+        (("--budget", "sparsity=50", "--allocation", "fair"), "allocation 'fair' is unknown"),
+        (("--budget", "sparsity=50", "--pattern", "2:4"), "not both"),
         (("--layerwise", "--include_layers", "1", "1"), "--include_layers is not available yet"),
         (("--layerwise", "--test-model"), "--test-model is not available yet"),
         (("--layerwise", "--retrain", "--num-epochs", "0"), "epochs=0 is not a whole number"),

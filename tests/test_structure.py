@@ -30,7 +30,7 @@ LEVELS = [
     {"graph"},
     {"surgery", "layouts", "complexity"},
     {"weights"},
-    {"training", "models"},
+    {"training", "models", "pruner"},
     {"distillation"},
     {"evaluation", "embedding"},
     {"images", "edgel3"},
