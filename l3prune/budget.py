@@ -244,9 +244,10 @@ def meet(
     get back single weights or filters, those first that rounding has cost most, until no more than
     0.1 % of the limit is left over or nothing fits in any more.
 
-    Never above a limit, nor below a sparsity. Layerwise, the sparsity is met to the weight, MACs
-    and bytes as closely as one weight allows. Filterwise, one filter may be more than what is left
-    over; small networks then end further below the limit: `measure` tells where.
+    MACs and bytes are never above the limit, and a sparsity or fraction of filters not below the
+    wish, taken to the nearest whole weight or filter. Layerwise, the sparsity is met to the weight.
+    Filterwise, one filter may be more than what is left over; small networks then end further from
+    the limit: `measure` tells where.
 
     Parameters
     ----------

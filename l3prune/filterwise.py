@@ -265,15 +265,14 @@ def _kept_globally(units: Mapping[tuple[str, ...], np.ndarray], ratio: float) ->
     total = sum(len(unit) * len(values) for unit, values in units.items())
     goes = total - _nearest(total * (1 - ratio))
     candidates = sorted(
-        # The later one of two that score alike goes first; the best one of a unit does not go.
-        (float(values[place]), -number, -rank)
+        # Of two that score alike the later layer's goes first; the best one of a unit does not go.
+        (float(value), -number)
         for number, values in enumerate(units.values())
-        for rank, place in enumerate(_best_first(values))
-        if rank > 0
+        for value in values[_best_first(values)[1:]]
     )
     kept = [len(values) for values in units.values()]
     layers = [len(unit) for unit in units]
-    for _, number, _ in candidates:
+    for _, number in candidates:
         goes -= layers[-number]
         if goes < 0:
             break

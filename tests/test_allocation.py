@@ -170,9 +170,9 @@ def test_loss_counts_for_what_it_saves():
 def test_noise_of_a_curve():
     costs = [layer("a", 10, 1), layer("b", 10, 1)]
     # Below the unpruned loss is taken as no loss, a bump between two points is bridged.
-    curves = {"b": [(0, 5), (0.5, 6)], "a": [(0.5, 4.5), (0, 5), (0.6, 9), (0.8, 6)]}
+    curves = {"b": [(0, 5), (0.5, 9)], "a": [(0.5, 4.5), (0, 5), (0.6, 9), (0.8, 6)]}
     assert by_sensitivity(costs, curves, 0.25) == {"a": 0.5, "b": 0}
-    # a from 0.5 on: 9 at 0.6 is 9 at 0.8 too, so 13.3 a unit; b 2.
+    # a from 0.5 on: 9 at 0.6 is 9 at 0.8 too, so 13.3 a unit; b 8.
     assert by_sensitivity(costs, curves, 0.5) == {"a": 0.5, "b": 0.5}
     assert by_sensitivity(costs, curves, 0.6) == pytest.approx({"a": 0.7, "b": 0.5})
 

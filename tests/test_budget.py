@@ -266,6 +266,13 @@ def test_meeting_by_hand():
         meet(Budget("macs", "<=", 6), costs, "filterwise")
 
 
+def test_sparsity_is_met_to_the_weight():
+    # 333.3 weights of each layer: two keep 333 and one 334, though 999 of 1000 are near.
+    costs = [LayerCost(name, 1000, 10, 1, 100, (1, 1)) for name in "abc"]
+    stay = kept(costs, meet(Budget("sparsity", "=", 2 / 3), costs), "layerwise")
+    assert stay == {"a": 334, "b": 333, "c": 333}
+
+
 def test_a_budget_that_is_met_already():
     for mode in MODES:
         assert set(meet(parse_budget("macs<=11G"), MEL256, mode).values()) == {0}

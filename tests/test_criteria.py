@@ -170,6 +170,37 @@ def test_geometric_median_is_exact_where_it_is_a_filter():
     assert scores[0] == 0
 
 
+def test_geometric_median_just_beside_a_filter():
+    """The pulls at (-1, 0) add up to 1.00003 where up to 1 would hold the median there."""
+    points = np.array([(0, 0), (-3, 3), (-2, 1), (-2, -2), (0, 0), (0, -1), (-1, 0)])
+    scores = get_criterion("geometric_median")(rows(points))
+    assert 2e-5 < scores[-1] < 4e-5
+    at_filter = np.linalg.norm(points - points[-1], axis=1).sum()
+    assert scores.sum() == pytest.approx(at_filter - 4.743e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("distance", [1e-3, 1e-4, 1e-6, 1e-8])
+def test_geometric_median_beside_a_filter_by_hand(distance):
+    # Where the diagonals meet, (0, 0); with the last corner on the edge it would be the median.
+    points = [(-1, 0), (3, 0), (0, 2), (0, -distance)]
+    scores = get_criterion("geometric_median")(rows(points))
+    np.testing.assert_allclose(scores, [1, 3, 2, distance], rtol=0, atol=4e-10)
+
+
+def test_pulls_cancel_where_whole_newton_steps_lead_past_the_median():
+    points = np.array(
+        [
+            (1.9999997, 1.9999999),
+            (2e-7, 2.0000002),
+            (0.9999988, 2.0000003),
+            (-2.9999999, -2.0000004),
+        ]
+    )
+    offsets = points - _geometric_median(points)
+    pull = (offsets / np.linalg.norm(offsets, axis=1)[:, None]).sum(axis=0)
+    assert np.linalg.norm(pull) < 1e-4
+
+
 def test_geometric_median_is_that_of_the_whole_filter(weights):
     """The order of a kernel's axes does not matter, only that the last one is the filters."""
     flat = ConvWeights(weights.kernel.reshape(1, 1, -1, FILTERS))

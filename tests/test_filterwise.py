@@ -179,6 +179,22 @@ def test_ties_are_broken_by_index(how):
         assert stays(plan_filterwise({"conv": np.full(4, value)}, **how)) == {"conv": [0, 1]}
 
 
+def test_ties_among_many_filters():
+    # NumPy's sorts are all stable for a few elements.
+    scores = np.random.default_rng(0).integers(0, 3, 500).astype(float)
+    best = sorted(range(500), key=lambda index: (-scores[index], index))
+    for count in (30, 250, 400):
+        assert stays(plan_filterwise({"conv": scores}, counts=[count])) == {
+            "conv": sorted(best[:count])
+        }
+
+
+def test_ties_between_layers_are_broken_by_index():
+    scores = {"a": np.ones(3), "b": np.full(3, 7.0)}
+    assert stays(plan_filterwise(scores, global_ratio=1 / 3)) == {"a": [0, 1, 2], "b": [0]}
+    assert stays(plan_filterwise(scores, global_ratio=1 / 2)) == {"a": [0, 1], "b": [0]}
+
+
 # Groups.
 
 

@@ -59,6 +59,11 @@ def test_a_layer_of_few_channels_stays_whole():
 def test_equal_weights_keep_the_earlier_channels():
     mask = plan_pattern(conv(np.zeros((1, 1, 8, 1))), 2, 4)["conv"]
     assert mask.ravel().nonzero()[0].tolist() == [0, 1, 4, 5]
+    # NumPy's sorts are all stable for a few elements.
+    weights = np.random.default_rng(0).integers(0, 3, 500)
+    mask = plan_pattern(conv(weights, (1, 1, 500, 1)), 250, 500)["conv"]
+    best = sorted(range(500), key=lambda index: (-weights[index], index))
+    assert mask.ravel().nonzero()[0].tolist() == sorted(best[:250])
 
 
 @settings(deadline=None, max_examples=100)
