@@ -126,7 +126,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_tensorflow()
     from study import Study  # beside this file; after the arguments, since it takes seconds
 
-    results = Study(args).run()
+    from l3prune import graph, plan, surgery
+
+    def prune(network, percent: str):
+        masks = plan.plan_global(graph.conv_weights(network), float(percent) / 100)
+        return surgery.apply_masks(network, masks)
+
+    results = Study(args, prune).run([f"{percent:g}" for percent in args.sparsities])
     # Where the files lie on this machine is nobody's business.
     for name in ("data", "model", "work", "results"):
         results["settings"][name] = Path(results["settings"][name]).name

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from classifier.features import extract_features, read_features
 from classifier.train import split_folds, train_fold
-from l3prune import graph, plan, surgery
+from l3prune import graph
 from l3prune.datasets import Dataset, load_dataset
 from l3prune.distillation import distill
 from l3prune.evaluation import embedding_mse
@@ -26,8 +26,10 @@ from l3prune.windows import AudioFiles
 class Study:
     """One network, one corpus; every part of the result is kept as a file."""
 
-    def __init__(self, args: argparse.Namespace):
+    def __init__(self, args: argparse.Namespace, prune: Callable):
+        """`prune` makes of the network and a state's name the network in this state."""
         self.args = args
+        self.prune = prune
         self.dataset: Dataset = load_dataset("esc50", args.data)
         self.folds = tuple(args.folds or self.dataset.folds)
         self.teacher = load_network(args.model)
@@ -55,10 +57,6 @@ class Study:
         rate = l3.front_end(self.teacher).sample_rate
         return AudioFiles(paths, rate, self.cache, hop_size=self.args.hop_size, quiet=True)
 
-    def pruned(self, percent: float):
-        weights = graph.conv_weights(self.teacher)
-        return surgery.apply_masks(self.teacher, plan.plan_global(weights, percent / 100))
-
     def judge(self, name: str, network, fold: int) -> dict:
         """Accuracy by classifier seed, and the error of the embedding, on one test fold."""
         features_dir = self.work / "features" / name
@@ -80,16 +78,16 @@ class Study:
             "sparsity": 1 - nonzero / total,
         }
 
-    def distilled(self, percent: float, fold: int):
+    def distilled(self, state: str, fold: int):
         """The distilled network and the seconds that it took (the last part of a resumed run);
         trained only once."""
-        folder = self.work / "distilled" / f"{percent:g}" / f"fold{fold}"
+        folder = self.work / "distilled" / state / f"fold{fold}"
         path = folder / "distilled.h5"
         record = folder / "finished.json"
         if not record.is_file():
             start = time.monotonic()
             valid_fold, train_folds = split_folds(self.dataset.folds, fold)
-            student = self.pruned(percent)
+            student = self.prune(self.teacher, state)
             masks = graph.masks(student)
             distill(
                 student,
@@ -103,29 +101,33 @@ class Study:
                 resume=(folder / LATEST).is_file(),
                 quiet=True,
             )
-            for name, weights in graph.conv_weights(student).items():
-                if np.any(weights.kernel[~masks[name]]):
+            weights = graph.conv_weights(student)
+            for name, mask in masks.items():
+                if np.any(weights[name].kernel[~mask]):
                     raise AssertionError(f"{name}: a pruned weight is not zero")
             save_network(student, path)
             write_json(record, {"seconds": time.monotonic() - start})
         return load_network(path), read_json(record)["seconds"]
 
-    def run(self) -> dict:
+    def run(self, states: Sequence[str], distilled: Sequence[str] | None = None) -> dict:
+        """Judge the unpruned network and every state of it, and those to distil after that, too."""
         rows = {"unpruned": [self.judge("unpruned", self.teacher, fold) for fold in self.folds]}
         seconds = []
-        for percent in self.args.sparsities:
-            pruned = self.pruned(percent)
-            rows[f"pruned {percent:g}"] = [
-                self.judge(f"pruned-{percent:g}", pruned, fold) for fold in self.folds
+        for state in states:
+            pruned = self.prune(self.teacher, state)
+            rows[f"pruned {state}"] = [
+                self.judge(f"pruned-{state}", pruned, fold) for fold in self.folds
             ]
-            rows[f"distilled {percent:g}"] = []
+            if distilled is not None and state not in distilled:
+                continue
+            rows[f"distilled {state}"] = []
             for fold in self.folds:
-                network, took = self.distilled(percent, fold)
+                network, took = self.distilled(state, fold)
                 seconds.append(took)
-                row = self.judge(f"distilled-{percent:g}-fold{fold}", network, fold)
-                rows[f"distilled {percent:g}"].append(row)
+                row = self.judge(f"distilled-{state}-fold{fold}", network, fold)
+                rows[f"distilled {state}"].append(row)
                 print(
-                    f"{percent:g} % fold {fold}: accuracy {np.mean(row['accuracy']):.3f}, "
+                    f"{state} fold {fold}: accuracy {np.mean(row['accuracy']):.3f}, "
                     f"mse {row['mse']:.4f}, {took:.0f} s",
                     flush=True,
                 )
