@@ -19,7 +19,7 @@ LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
     {"files", "criteria", "quiet"},
-    {"audio", "download"},
+    {"audio", "download", "curves"},
     {"plan", "windows", "datasets", "published"},
     {"filterwise", "patterns"},
     {"allocation"},
@@ -29,13 +29,13 @@ LEVELS = [
     {"networks", "channels"},
     {"graph"},
     {"surgery", "layouts", "complexity"},
-    {"weights"},
+    {"weights", "scan"},
     {"training", "models", "pruner"},
     {"distillation"},
     {"evaluation", "embedding"},
     {"images", "edgel3"},
     {"openl3"},
-    {"pruning", "__main__"},
+    {"pruning", "sensitivity", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 WITHOUT_TENSORFLOW = set().union(*LEVELS[:7])
@@ -165,6 +165,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.models",
         "l3prune.models fetch",
         "l3prune.pruning",
+        "l3prune.sensitivity",
         "l3prune.datasets.synthetic",
         "classifier.__main__",
         "classifier.__main__ features",
