@@ -22,6 +22,7 @@ import tf_keras as keras
 from l3prune import __version__, graph
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import make_folder, write_table
+from l3prune.gradual import Batches, MaskUpdate, one_at_a_time
 from l3prune.weights import load_network, read_attachment, save_network
 
 LATEST = "model_latest.h5"
@@ -113,12 +114,13 @@ class Recipe:
 
 def fit(
     network: keras.Model,
-    batches: Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]],
+    batches: Batches,
     validation: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
     steps_per_epoch: int,
     output_dir: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    pruner: MaskUpdate | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
@@ -144,18 +146,26 @@ def fit(
         Batches.
     output_dir : str or path-like
     recipe : Recipe
+    pruner : MaskUpdate or None
+        Changes the network's masks while it is trained; see `gradual`. The best epoch is then the
+        best of those that end with the final sparsity; early stopping and the plateau rule begin to
+        look at the loss in the epoch in which the masks come to rest; and "freeze" measures the
+        statistics again whenever masks have changed.
     resume : bool
-        Go on from `output_dir`'s latest checkpoint.
+        Go on from `output_dir`'s latest checkpoint, in the middle of the pruner's schedule too.
     quiet : bool
         No progress bars.
 
     Returns
     -------
     history : list of dict
-        One row an epoch: epoch (from 1), learning_rate, loss, mae, mse, and val_ of the three.
+        One row an epoch: epoch (from 1), learning_rate, loss, mae, mse, and val_ of the three;
+        with a pruner also the sparsity.
 
     Raises
     ------
+    ParameterError
+        The pruner's schedule ends after the run, or the network has no masks where it has layers.
     L3PruneError
         `resume` and the folder has no history or no checkpoint, or they are of another network;
         the loss is not finite.
@@ -172,17 +182,32 @@ def fit(
     >>> len(fit(network, one, one, 1, folder, recipe, quiet=True))
     1
     """
+    settled = final = 0
+    if pruner is not None:
+        pruner.set_model(network)
+        settled, final = pruner.epochs(steps_per_epoch, recipe.epochs)
+        pruner.training_batches = batches = one_at_a_time(batches)
+        pruner.changed = None
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
     if recipe.batch_norm == "freeze":
+        count = min(steps_per_epoch, _CALIBRATION_BATCHES)
+        measure = functools.partial(_measure_and_freeze, network, batches, count)
         if not resume:
-            measure_batch_norm(network, batches(0), min(steps_per_epoch, _CALIBRATION_BATCHES))
+            measure(0)
         _set_batch_norm_trainable(network, False)
+        if pruner is not None:
+            pruner.changed = measure
     optimizer = keras.optimizers.Adam(recipe.learning_rate)
     network.compile(optimizer, loss="mse", metrics=["mae", "mse"])
-    history = _restore(network, optimizer, output_dir) if resume else []
+    # Built within the first step, it would have that step traced twice.
+    optimizer.build(network.trainable_variables)
+    history = _restore(network, optimizer, output_dir, pruner, final) if resume else []
     stopper = keras.callbacks.EarlyStopping(
-        "val_loss", min_delta=recipe.min_delta, patience=recipe.early_stopping_patience
+        "val_loss",
+        min_delta=recipe.min_delta,
+        patience=recipe.early_stopping_patience,
+        start_from_epoch=settled,
     )
     if recipe.schedule == "cosine":
         schedule = keras.callbacks.LearningRateScheduler(
@@ -191,8 +216,8 @@ def fit(
             )
         )
     else:
-        schedule = keras.callbacks.ReduceLROnPlateau(
-            "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+        schedule = _LatePlateau(
+            settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
         )
     replay = _Replay([stopper, schedule], list(history), recipe.learning_rate)
     first = len(history)
@@ -208,11 +233,12 @@ def fit(
                 steps_per_epoch=steps_per_epoch,
                 validation_data=validation_data,
                 callbacks=[
+                    *([] if pruner is None else [pruner]),
                     stopper,
                     schedule,
                     replay,
                     # After the schedule, so that the checkpoint has the next epoch's learning rate.
-                    _Keeper(output_dir, history, recipe.checkpoint_interval),
+                    _Keeper(output_dir, history, recipe.checkpoint_interval, final, pruner),
                     keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
                 ],
                 # A bar on a terminal, a line an epoch in a job's log.
@@ -254,6 +280,12 @@ def measure_batch_norm(
         network(inputs, training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
+
+
+def _measure_and_freeze(network: keras.Model, batches: Batches, count: int, first: int) -> None:
+    _set_batch_norm_trainable(network, True)  # or the batches would not count
+    measure_batch_norm(network, batches(first), count)
+    _set_batch_norm_trainable(network, False)
 
 
 def _batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -332,14 +364,35 @@ class _Replay(keras.callbacks.Callback):
         return network.stop_training
 
 
-class _Keeper(keras.callbacks.Callback):
-    """Writes the checkpoints and the history after each epoch."""
+class _LatePlateau(keras.callbacks.ReduceLROnPlateau):
+    """Looks at the loss from an epoch on: a loss that pruning has raised is no plateau."""
 
-    def __init__(self, output_dir: Path, history: list[dict[str, float]], interval: int):
+    def __init__(self, start_from_epoch: int, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.start_from_epoch = start_from_epoch
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch >= self.start_from_epoch:
+            super().on_epoch_end(epoch, logs)
+
+
+class _Keeper(keras.callbacks.Callback):
+    """Writes the checkpoints and the history after each epoch; the first `final` are no best."""
+
+    def __init__(
+        self,
+        output_dir: Path,
+        history: list[dict[str, float]],
+        interval: int,
+        final: int,
+        pruner: MaskUpdate | None,
+    ):
         super().__init__()
         self.output_dir = output_dir
         self.history = history
         self.interval = interval
+        self.final = final
+        self.pruner = pruner
         self.learning_rate = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -353,15 +406,17 @@ class _Keeper(keras.callbacks.Callback):
                 f"training diverged in epoch {epoch + 1} (the loss is not finite); "
                 "take a smaller learning rate"
             )
-        best = min((earlier["val_loss"] for earlier in self.history), default=math.inf)
+        best = min((each["val_loss"] for each in self.history[self.final :]), default=math.inf)
         self.history.append(row)
-        if row["val_loss"] < best:
+        if epoch >= self.final and row["val_loss"] < best:
             save_network(self.model, self.output_dir / BEST, origin=row)
         state = {
             f"optimizer-{number:04d}": variable.numpy()
             for number, variable in enumerate(self.model.optimizer.variables)
         }
         state["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
+        if self.pruner is not None:
+            state["pruner"] = np.frombuffer(_described(self.pruner).encode(), np.uint8)
         if self.interval and (epoch + 1) % self.interval == 0:
             save_network(
                 self.model, self.output_dir / f"model_checkpoint.{epoch + 1:02d}.h5", origin=row
@@ -371,28 +426,49 @@ class _Keeper(keras.callbacks.Callback):
         save_network(self.model, self.output_dir / LATEST, origin=row, attachment=state)
 
 
-def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str, float]]:
+def _described(pruner: MaskUpdate | None) -> str:
+    return json.dumps(None if pruner is None else pruner.description(), sort_keys=True)
+
+
+def _restore(
+    network: keras.Model, optimizer, output_dir: Path, pruner: MaskUpdate | None, final: int
+) -> list[dict[str, float]]:
     """Put the latest checkpoint into network and optimizer; the history that it ends."""
-    for name in (HISTORY, LATEST, BEST):
+
+    def check(name: str) -> None:
         if not (output_dir / name).is_file():
             raise L3PruneError(
                 f"{output_dir} has no {name}, so there is no run to continue there; "
                 "give the folder of a run that finished at least one epoch"
             )
+
+    check(HISTORY)
+    check(LATEST)
     latest = load_network(output_dir / LATEST)
     state = read_attachment(output_dir / LATEST)
     if "history" not in state:
         raise L3PruneError(f"{output_dir / LATEST} holds weights only, not the state of a run")
+    history = json.loads(state["history"].tobytes())
+    stored = state["pruner"].tobytes().decode() if "pruner" in state else _described(None)
+    if stored != _described(pruner):
+        raise L3PruneError(
+            f"the run in {output_dir} changed its masks by {stored}, not by {_described(pruner)}; "
+            "continue it with its own schedule (null: with none)"
+        )
+    # Before the network is as sparse as it is to be, no epoch is the best.
+    if len(history) > final:
+        check(BEST)
+    masks, latest_masks = graph.masks(network), graph.masks(latest)
     shapes = [
         [tuple(weight.shape) for layer in net.layers for weight in layer.weights]
         for net in (network, latest)
     ]
-    if shapes[0] != shapes[1] or graph.masks(network) != graph.masks(latest):
+    same = masks == latest_masks if pruner is None else pruner.continues(masks, latest_masks)
+    if shapes[0] != shapes[1] or not same:
         raise L3PruneError(
             f"the run in {output_dir} trained another network than the one given, or one with "
             "other masks: continue it with the same weights, sparsities and model type"
         )
-    optimizer.build(network.trainable_variables)
     slots = [array for name, array in sorted(state.items()) if name.startswith("optimizer-")]
     if [slot.shape for slot in slots] != [tuple(v.shape) for v in optimizer.variables]:
         raise L3PruneError(
@@ -401,7 +477,7 @@ def _restore(network: keras.Model, optimizer, output_dir: Path) -> list[dict[str
     _take_weights(network, latest)
     for variable, slot in zip(optimizer.variables, slots, strict=True):
         variable.assign(slot)
-    return json.loads(state["history"].tobytes())
+    return history
 
 
 def environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from l3prune.audio import find_audio, frame_audio, load_audio, to_mono
+from l3prune.audio import count_windows, find_audio, frame_audio, load_audio, to_mono
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, make_folder, new_folder
 
@@ -54,6 +54,7 @@ def open_windows(
     cache_dir: str | os.PathLike[str],
     *,
     hop_size: float = 0.5,
+    paired: bool = False,
     quiet: bool = False,
 ) -> WindowSource:
     """Windows of the audio files, or of the AVC HDF5 shards, below a folder.
@@ -68,6 +69,8 @@ def open_windows(
         Decoded audio is kept here and found again by the files' names, sizes and times.
     hop_size : float
         Seconds between the windows of an audio file. Shards hold windows already.
+    paired : bool
+        Cut audio files at the same seconds whatever the sample rate; see `AudioFiles`.
     quiet : bool
         No progress bar.
 
@@ -100,7 +103,7 @@ def open_windows(
         raise L3PruneError(
             f"{data_dir} holds no audio files (wav, flac, ogg, mp3) and no .h5 shards"
         )
-    return AudioFiles(audio, sample_rate, cache_dir, hop_size=hop_size, quiet=quiet)
+    return AudioFiles(audio, sample_rate, cache_dir, hop_size=hop_size, paired=paired, quiet=quiet)
 
 
 class AudioFiles:
@@ -111,6 +114,9 @@ class AudioFiles:
     paths : list of pathlib.Path
     sample_rate, cache_dir, hop_size, quiet
         See `open_windows`.
+    paired : bool
+        Count and place a file's windows in its own samples, before it is resampled: window n is
+        then the same second at every sample rate, which rounding could prevent.
 
     Examples
     --------
@@ -130,18 +136,20 @@ class AudioFiles:
         cache_dir: str | os.PathLike[str],
         *,
         hop_size: float = 0.5,
+        paired: bool = False,
         quiet: bool = False,
     ):
         frame_audio(np.zeros(1), sample_rate, hop_size=hop_size)  # checks hop_size
         self.sample_rate = sample_rate
-        self.fingerprint = _fingerprint(paths, sample_rate=sample_rate, hop_size=hop_size)
+        settings = {"sample_rate": sample_rate, "hop_size": hop_size}
+        self.fingerprint = _fingerprint(paths, **settings, **({"paired": 1} if paired else {}))
         folder = Path(cache_dir) / f"audio-{self.fingerprint}"
         lock = folder / "lock"
         with new_folder(folder):
             try:
                 with _lock(lock):
                     if not all((folder / name).is_file() for name in ("audio.f32", "windows.npy")):
-                        _decode(paths, sample_rate, hop_size, folder, quiet)
+                        _decode(paths, sample_rate, hop_size, paired, folder, quiet)
             except BaseException:
                 # So that a bad recording leaves nothing behind. Whoever waits for the lock
                 # decodes too, which costs time only.
@@ -166,7 +174,7 @@ class AudioFiles:
 
 
 def _decode(
-    paths: list[Path], sample_rate: int, hop_size: float, folder: Path, quiet: bool
+    paths: list[Path], sample_rate: int, hop_size: float, paired: bool, folder: Path, quiet: bool
 ) -> None:
     """Write audio.f32, all files end to end, and windows.npy, where the windows start in it.
 
@@ -174,20 +182,23 @@ def _decode(
     """
     starts = []
     length = 0
-    hop = int(hop_size * sample_rate)
     with atomic_write(folder / "audio.f32") as temporary, temporary.open("wb") as file:
         # None: no bar where standard error is a file, as in a batch job.
         for path in tqdm(paths, "decoding", unit="file", disable=quiet or None):
             audio, rate = load_audio(path)
             try:
                 mono = to_mono(audio, rate, sample_rate)
+                samples, per_second = (len(audio), rate) if paired else (len(mono), sample_rate)
+                count = count_windows(samples, per_second, hop_size=hop_size, center=False)
             except ParameterError as error:
                 raise L3PruneError(f"{path}: {error}") from error
-            windows = frame_audio(mono, sample_rate, hop_size=hop_size, center=False)
-            padded = np.zeros(max(sample_rate + hop * (len(windows) - 1), len(mono)), np.float32)
+            hops = np.arange(count, dtype=np.int64) * int(hop_size * per_second)
+            # To the nearest sample.
+            first = (2 * hops * sample_rate + per_second) // (2 * per_second)
+            padded = np.zeros(max(sample_rate + int(first[-1]), len(mono)), np.float32)
             padded[: len(mono)] = mono
             file.write(padded.data)
-            starts.append(length + hop * np.arange(len(windows), dtype=np.int64))
+            starts.append(length + first)
             length += len(padded)
     with atomic_write(folder / "windows.npy") as temporary:
         np.save(temporary, np.concatenate(starts))
@@ -290,6 +301,59 @@ class Shards:
                 f"this network takes int16 of shape (n, 1, {self.sample_rate})"
             )
         return shape[0]
+
+
+class Resampled:
+    """The windows of another source at another sample rate, each resampled by itself.
+
+    Outside a window it hears silence: `AudioFiles` at both rates are better, if there are files.
+
+    Parameters
+    ----------
+    source : WindowSource
+    sample_rate : int
+        Hz, below the source's.
+
+    Raises
+    ------
+    ParameterError
+        The source's sample rate is not above `sample_rate`: it has no such frequencies.
+
+    Examples
+    --------
+    >>> class Ones:
+    ...     sample_rate, fingerprint = 48000, "ones"
+    ...     def __len__(self): return 1
+    ...     def read(self, indices): return np.ones((len(indices), 1, 48000), np.float32)
+    >>> Resampled(Ones(), 8000).read(np.array([0])).shape
+    (1, 1, 8000)
+    """
+
+    def __init__(self, source: WindowSource, sample_rate: int):
+        if source.sample_rate <= sample_rate:
+            raise ParameterError(
+                f"windows at {source.sample_rate} Hz given where {sample_rate} Hz are wanted; give "
+                "windows at the higher of both networks' sample rates"
+            )
+        self.source = source
+        self.sample_rate = sample_rate
+        self.fingerprint = f"{source.fingerprint}-{sample_rate}"
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Windows (len(indices), 1, sample_rate) float32, about in [-1, 1]."""
+        windows = self.source.read(indices)[:, 0]
+        result = np.zeros((len(windows), 1, self.sample_rate), np.float32)
+        for window, row in zip(windows, result, strict=True):
+            mono = to_mono(window, self.source.sample_rate, self.sample_rate)[: self.sample_rate]
+            row[0, : len(mono)] = mono
+        return result
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """The source's."""
+        return self.source.order(generator)
 
 
 def _fingerprint(paths: list[Path], **settings: float) -> str:

@@ -1,19 +1,20 @@
 import csv
 import json
 
+import h5py
 import numpy as np
 import pytest
 import tf_keras as keras
 
 from l3prune import graph, surgery
-from l3prune.distillation import distill
+from l3prune.distillation import distill, open_pair
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.evaluation import Report, embedding_mse, measure
 from l3prune.networks import create_network, inference
 from l3prune.plan import plan_layerwise
 from l3prune.training import BEST, HISTORY, LATEST, Recipe, fit, measure_batch_norm
 from l3prune.weights import load_network, read_attachment
-from l3prune.windows import open_windows
+from l3prune.windows import Resampled, open_windows
 
 
 @pytest.fixture
@@ -232,6 +233,50 @@ def test_frozen_batch_norm_does_not_move(pruned, tiny, sounds, tmp_path):
         ):
             np.testing.assert_array_equal(first.numpy(), second.numpy())
         assert moved.get_layer(name).trainable
+
+
+# Windows for two networks.
+
+
+def test_pairs_of_sources(sounds, tmp_path):
+    same = open_pair(sounds, (8000, 8000), tmp_path / "cache", quiet=True)
+    assert same[0] is same[1]
+    # As it was before there were pairs, so that caches are found again.
+    alone = open_windows(sounds, 8000, tmp_path / "cache", quiet=True)
+    assert same[0].fingerprint == alone.fingerprint
+    for rates in ((8000, 16000), (16000, 8000)):
+        pair = open_pair(sounds, rates, tmp_path / "cache", quiet=True)
+        assert tuple(source.sample_rate for source in pair) == rates
+        assert len(pair[0]) == len(pair[1])
+        assert not any(isinstance(source, Resampled) for source in pair)
+
+
+def test_shards_for_two_networks(tmp_path):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    with h5py.File(folder / "1.h5", "w") as file:
+        file["audio"] = np.full((3, 1, 16000), 8192, np.int16)
+    for rates in ((8000, 16000), (16000, 8000)):
+        pair = open_pair(folder, rates, tmp_path / "cache")
+        assert tuple(source.sample_rate for source in pair) == rates
+        assert [isinstance(source, Resampled) for source in pair] == [
+            rate == 8000 for rate in rates
+        ]
+    with pytest.raises(L3PruneError, match=r"takes int16 of shape \(n, 1, 48000\)"):
+        open_pair(folder, (16000, 48000), tmp_path / "cache")
+
+
+def test_windows_that_are_no_pair(tiny, sounds, tmp_path):
+    def refuse(message, *sides):
+        with pytest.raises(ParameterError, match=message):
+            distill(tiny, tiny, *sides, tmp_path / "run", quiet=True)
+
+    low, high = open_pair(sounds, (8000, 16000), tmp_path / "cache", quiet=True)
+    other = open_windows(sounds, 8000, tmp_path / "cache", hop_size=0.1, quiet=True)
+    refuse(r"windows at 16000 Hz given; the networks take 8000 Hz", high, low)
+    refuse("windows at 8000 Hz and 16000 Hz given; the networks take 8000 Hz", (low, high), low)
+    refuse(r"12 windows for the student and 44 for the teacher given", low, (low, other))
+    refuse("give the same windows at both sample rates, as open_pair does", low, (low, other))
 
 
 # Errors.

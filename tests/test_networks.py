@@ -1,13 +1,24 @@
+import json
+
 import numpy as np
 import pytest
 import tf_keras as keras
 
 from l3prune import graph, surgery
 from l3prune.criteria import ConvWeights
-from l3prune.errors import ParameterError
+from l3prune.errors import L3PruneError, ParameterError
 from l3prune.networks import create_network, inference, list_networks, network_config
-from l3prune.networks.l3 import SPECS, front_end
+from l3prune.networks.l3 import (
+    CONV_NAMES,
+    SPECS,
+    depth_student,
+    embedding_point,
+    front_end,
+    layer_numbers,
+    take_weights,
+)
 from l3prune.plan import PruningPlan, plan_layerwise
+from l3prune.weights import fingerprint, load_network, save_network
 
 #: Per-layer sparsity in percent, the paper's reduction in percent, and the weights that stay by
 #: hand: n - 1 - round(s (n - 1)) of each kernel, all n where s = 0.
@@ -85,8 +96,6 @@ def test_macs_of_the_paper():
 
 @pytest.mark.parametrize("name", list_networks())
 def test_every_network_builds_saves_and_reloads(name, tmp_path):
-    from l3prune.weights import load_network, save_network
-
     network = create_network(name, filters=[2] * 8)
     path = tmp_path / "net.h5"
     save_network(network, path)
@@ -171,6 +180,20 @@ def test_published_network_reproduces_its_reference(sea64, reference):
         ({"filters": [60000] * 8}, "give 8 whole numbers"),
         ({"weight_decay": float("nan")}, "weight_decay=nan is not a number"),
         ({"colour": 1}, "unexpected keyword argument 'colour'"),
+        ({"include_layers": [0] * 8}, r"include_layers=\[0, 0, .*: give 8 zeros and ones, not all"),
+        ({"include_layers": []}, "give 8 zeros and ones, not all"),
+        ({"include_layers": [1, 0, 1]}, "or rising layer numbers of 1 … 8"),
+        ({"include_layers": [2, 1]}, "or rising layer numbers"),
+        ({"include_layers": [1, 9]}, "or rising layer numbers"),
+        ({"include_layers": [1, True]}, "or rising layer numbers"),
+        ({"include_layers": [1, 1, 2]}, "or rising layer numbers"),
+        ({"from_convlayer": 4}, r"from_convlayer=4; allowed: .* included \(5, 6, 7, 8\)"),
+        ({"from_convlayer": True}, "from_convlayer=True; allowed"),
+        ({"from_convlayer": 6, "include_layers": [1, 5, 7]}, r"included \(5, 7\)"),
+        ({"from_convlayer": 5, "include_layers": [1, 2]}, r"included \(none\)"),
+        ({"from_convlayer": 7, "embedding_point": "activated"}, "takes the layer's raw output"),
+        ({"include_layers": [1, 2], "filters": [4] * 8}, "give 2 whole numbers .* for each layer"),
+        ({"from_convlayer": 7, "embedding_size": 100}, "embedding_size=100; sea64 gives 64"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -183,6 +206,200 @@ def test_unknown_network():
         create_network("l4")
     with pytest.raises(ParameterError, match="was not made by create_network"):
         network_config(keras.Sequential([keras.layers.Dense(1)]))
+
+
+# Students of less depth and width.
+
+
+def conv_parameters(network):
+    """Kernels and biases of the convolutions, as EdgeL3's tables count."""
+    weights = graph.conv_weights(network).values()
+    return sum(each.kernel.size + each.bias.size for each in weights)
+
+
+@pytest.mark.parametrize(
+    ("layer", "parameters", "reduction", "size"),
+    [
+        (8, 4_684_224, 0.0, 512),
+        (7, 2_324_416, 50.4, 512),
+        (6, 1_144_256, 75.6, 1536),
+        (5, 554_176, 88.2, 1536),
+    ],
+)
+def test_edgel3_table_iii(layer, parameters, reduction, size):
+    network = create_network("mel256", from_convlayer=layer)
+    assert conv_parameters(network) == parameters
+    assert 100 * (1 - parameters / 4_684_224) == pytest.approx(reduction, abs=0.05)
+    assert network.output_shape == (None, size)
+    assert embedding_point(network) == "raw"
+    # The same depth as a student to train: one value a filter.
+    student = create_network("mel256", include_layers=[1] * layer + [0] * (8 - layer))
+    assert conv_parameters(student) == parameters
+    assert student.output_shape == (None, {5: 256, 6: 256}.get(layer, 512))
+
+
+@pytest.mark.parametrize(
+    ("filters", "parameters"),
+    [
+        ([64, 48, 64, 64, 128, 128, 256, 256], 1_199_664),
+        ([64, 48, 64, 64, 128, 128, 128, 128], 609_584),
+        ([64, 48, 64, 64, 64, 64, 128, 128], 388_272),
+    ],
+)
+def test_edgel3_table_iv(filters, parameters):
+    network = create_network("mel256", filters=filters)
+    assert conv_parameters(network) == parameters
+    assert network.output_shape == (None, filters[-1])
+
+
+def pooled_maps(network, layer, windows):
+    maps = inference(keras.Model(network.input, network.get_layer(CONV_NAMES[layer - 1]).output))
+    return maps(windows)
+
+
+@pytest.mark.parametrize("layer", [5, 6, 7, 8])
+def test_truncated_networks_give_the_intermediate_outputs(tiny, layer):
+    windows = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8000)).astype(np.float32)
+    student = depth_student(tiny, from_convlayer=layer)
+    assert list(graph.convolutions(student)) == list(CONV_NAMES[:layer])
+    maps = pooled_maps(tiny, layer, windows)
+    if layer > 6:
+        assert maps.shape[1:3] == (8, 6)
+        expected = maps.max(axis=(1, 2))
+    else:  # 16 x 12 maps in fields of 8 x 6
+        assert maps.shape[1:3] == (16, 12)
+        expected = maps.reshape(2, 2, 8, 2, 6, 4).max(axis=(2, 4)).reshape(2, 16)
+    np.testing.assert_array_equal(inference(student)(windows), expected)
+
+
+def test_pooling_at_edges_is_same_padding():
+    """49 frames in fields of 24: two whole ones and one of a single frame."""
+    network = create_network("mel256", filters=[1] * 5, from_convlayer=5)
+    windows = np.random.default_rng(0).uniform(-1, 1, (1, 1, 48000)).astype(np.float32)
+    maps = pooled_maps(network, 5, windows)
+    assert maps.shape == (1, 64, 49, 1)
+    # Keras pads 11 frames in front of 49 and 12 behind, to 72.
+    parts = [
+        maps[0, row : row + 32, slice(*columns)].max()
+        for row in (0, 32)
+        for columns in ((0, 13), (13, 37), (37, 49))
+    ]
+    np.testing.assert_array_equal(inference(network)(windows)[0], parts)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shapes"),
+    [
+        ([1, 2, 3, 4, 5, 6, 7, 8], {3: (32, 25), 5: (16, 12), 7: (8, 6), 8: (8, 6)}),
+        ([1, 3, 4, 5, 6, 7, 8], {3: (64, 50), 5: (32, 25), 8: (16, 12)}),
+        ([1, 2, 3, 5, 6, 8], {3: (32, 25), 5: (32, 25), 8: (16, 12)}),
+        ([1, 3, 5, 7], {3: (64, 50), 5: (64, 50), 7: (32, 25)}),
+        ([2, 4, 7, 8], {4: (32, 25), 7: (8, 6)}),  # block 3 is pooled without its layers
+        ([1, 2, 3, 4], {4: (32, 25)}),
+    ],
+)
+@pytest.mark.parametrize("point", ["raw", "activated"])
+def test_depth_students_pool_as_edgel3_does(layers, shapes, point):
+    filters = [number + 1 for number in layers]
+    network = create_network("sea64", include_layers=layers, filters=filters, embedding_point=point)
+    names = [CONV_NAMES[number - 1] for number in layers]
+    assert list(graph.convolutions(network)) == names
+    for number, shape in shapes.items():
+        assert network.get_layer(CONV_NAMES[number - 1]).output_shape[1:3] == shape
+    assert network.output_shape == (None, filters[-1])
+    pools = [layer.name for layer in network.layers if layer.name.startswith("max_pooling")]
+    expected = [f"max_pooling_{n // 2}" for n in (2, 4, 6) if n == 6 or n in layers]
+    assert pools == expected
+    norms = [layer for layer in network.layers if layer.name.startswith("batch_normalization")]
+    assert len(norms) == 1 + len(layers) - (point == "raw")
+
+
+def test_two_ways_to_say_which_layers():
+    assert layer_numbers() == (1, 2, 3, 4, 5, 6, 7, 8)
+    assert layer_numbers([1, 2, 3, 4, 5, 6, 7, 8]) == layer_numbers([True] * 8) == layer_numbers()
+    assert layer_numbers(np.array([0, 1, 0, 0, 0, 0, 0, 1])) == layer_numbers([2, 8]) == (2, 8)
+
+
+DEPTHS = [
+    {"include_layers": [1, 1, 0, 1, 0, 1, 1, 0]},
+    {"include_layers": [1, 2, 4, 7], "filters": [3, 3, 5, 2]},
+    {"from_convlayer": 6},
+    {"from_convlayer": 7, "include_layers": [1, 2, 4, 7, 8], "filters": [4, 3, 3, 2]},
+]
+
+
+@pytest.mark.parametrize("arguments", DEPTHS)
+def test_students_save_reload_and_lose_filters(arguments, tmp_path):
+    network = create_network("sea64", **arguments)
+    windows = np.random.default_rng(0).uniform(-1, 1, (2, 1, 8000)).astype(np.float32)
+    masks = plan_layerwise(graph.conv_weights(network), 0.5)
+    widths = {name: layer.filters for name, layer in graph.convolutions(network).items()}
+    fewer = PruningPlan({name: np.arange(width) % 2 == 0 for name, width in widths.items()})
+    smaller = surgery.remove_filters(network, fewer)
+    halves = [-(-width // 2) for width in widths.values()]
+    assert network_config(smaller).arguments["filters"] == halves
+    for number, each in enumerate([network, surgery.apply_masks(network, masks), smaller]):
+        path = tmp_path / f"{number}.h5"
+        save_network(each, path)
+        loaded = load_network(path)
+        assert network_config(loaded) == network_config(each)
+        assert fingerprint(loaded) == fingerprint(each)
+        assert graph.masks(loaded) == graph.masks(each)
+        np.testing.assert_array_equal(inference(loaded)(windows), inference(each)(windows))
+
+
+@pytest.mark.parametrize(
+    ("layers", "filters", "claim", "message"),
+    [
+        ([1, 2, 4], None, {"include_layers": [1, 2, 5]}, "has shape .*another network"),
+        ([1, 2, 4], None, {}, "has 7 weighted layers, the network sea64 17"),
+        ([1, 2], [3, 3], {"include_layers": [1, 2]}, r"claims \(32, 32, .* and holds \(3, 3\)"),
+        ([1, 2], [3, 3], {"include_layers": [1, 2], "filters": [4, 4]}, r"claims \[4, 4\] filters"),
+        ([1], [4096], {"filters": [4096] * 8}, r"claims \[4096, .* and holds \(4096,\)"),
+    ],
+)
+def test_a_file_that_claims_other_layers_than_it_holds(tmp_path, layers, filters, claim, message):
+    import h5py
+
+    path = tmp_path / "net.h5"
+    save_network(create_network("sea64", include_layers=layers, filters=filters), path)
+    with h5py.File(path, "a") as file:
+        file.attrs["l3prune"] = json.dumps({"network": "sea64", "arguments": claim})
+    with pytest.raises(L3PruneError, match=message):
+        load_network(path)
+
+
+def test_a_depth_student_takes_what_fits(tiny):
+    wide = create_network("sea64", filters=[4, 4, 6, 6, 6, 5, 4, 3])
+    student = depth_student(wide, [1, 2, 4, 5, 7, 8])
+    assert network_config(student).arguments == {
+        "filters": [4, 4, 6, 6, 4, 3],
+        "include_layers": [1, 2, 4, 5, 7, 8],
+    }
+    agree = {"conv_1": True, "conv_2": True, "conv_4": False, "conv_5": True, "conv_7": False}
+    for name, same in {**agree, "audio_embedding_layer": True}.items():
+        one, two = (net.get_layer(name).kernel.numpy() for net in (student, wide))
+        assert (one.shape == two.shape and (one == two).all()) == same, name
+    assert take_weights(student, wide) == ["conv_4", "conv_7"]
+    # BatchNorm goes by the number of its convolution, with its statistics.
+    for number, source in ((5, tiny), (8, tiny)):
+        name = f"batch_normalization_{number}"
+        short = depth_student(source, [1, 2, 3, 4, 7])
+        found = short.get_layer(name).get_weights()
+        np.testing.assert_array_equal(found, source.get_layer(name).get_weights())
+    # A student of a student, and of a masked network.
+    again = depth_student(student, from_convlayer=5)
+    assert network_config(again).arguments["include_layers"] == [1, 2, 4, 5]
+    assert embedding_point(again) == "raw"
+    assert embedding_point(depth_student(again, [1, 2, 4])) == "raw"
+    masked = surgery.apply_masks(tiny, plan_layerwise(graph.conv_weights(tiny), 0.6))
+    short = depth_student(masked, from_convlayer=7)
+    assert take_weights(short, masked) == []
+    assert graph.count_kernel_weights(short)[1] < 0.5 * graph.count_kernel_weights(short)[0]
+    with pytest.raises(ParameterError, match="the network has no layer 3; it has 1, 2, 4, 5, 7"):
+        depth_student(student, [1, 2, 3])
+    with pytest.raises(ParameterError, match="'vision' is no audio network"):
+        depth_student(create_network("vision", filters=[1] * 8), [1, 2, 3])
 
 
 # Pruning a network.

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from l3prune.audio import load_audio
+from l3prune.audio import load_audio, to_mono
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.windows import batch_indices, cached_targets, open_windows
+from l3prune.windows import Resampled, batch_indices, cached_targets, open_windows
 
 
 def everything(source):
@@ -94,6 +94,49 @@ def test_nan_in_a_file_is_named(sounds, tmp_path):
     soundfile.write(sounds / "nan.wav", np.full(100, np.nan), 8000, subtype="FLOAT")
     with pytest.raises(L3PruneError, match=r"nan\.wav: audio has NaN"):
         open_windows(sounds, 8000, tmp_path / "cache", quiet=True)
+
+
+def test_paired_windows_are_the_same_seconds_at_every_rate(tmp_path):
+    """One click a window; and lengths at which rounding would give one window more at one rate."""
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    for number, (rate, length) in enumerate([(44100, 44101), (22050, 33001), (16000, 40000)]):
+        clicks = np.zeros(length, np.float32)
+        # A quarter of a second into each window.
+        clicks[rate // 4 :: int(0.3 * rate)] = 0.5
+        soundfile.write(folder / f"{number}.wav", clicks, rate, subtype="FLOAT")
+    low, high = (
+        open_windows(folder, rate, tmp_path / "cache", hop_size=0.3, paired=True, quiet=True)
+        for rate in (8000, 48000)
+    )
+    assert len(low) == len(high) == 2 + 3 + 6
+    assert low.fingerprint != high.fingerprint
+    places = [
+        np.abs(everything(source)[:, 0, : source.sample_rate // 2]).argmax(axis=1)
+        / source.sample_rate
+        for source in (low, high)
+    ]
+    np.testing.assert_allclose(places[0], places[1], atol=1.5 / 8000)
+    np.testing.assert_allclose(places[1], 0.25, atol=1e-3)
+    alone = open_windows(folder, 8000, tmp_path / "cache", hop_size=0.3, quiet=True)
+    assert len(alone) != len(low)
+    assert alone.fingerprint != low.fingerprint
+
+
+def test_resampled_windows(shards, tmp_path):
+    source = open_windows(shards, 8000, tmp_path)
+    lower = Resampled(source, 4000)
+    assert (len(lower), lower.sample_rate) == (10, 4000)
+    assert lower.fingerprint not in (source.fingerprint, Resampled(source, 2000).fingerprint)
+    indices = np.array([7, 3])
+    expected = [to_mono(window, 8000, 4000) for window in source.read(indices)[:, 0]]
+    np.testing.assert_array_equal(lower.read(indices)[:, 0], expected)
+    orders = [each.order(np.random.default_rng(1)).tolist() for each in (lower, source)]
+    assert orders[0] == orders[1]
+    # 8000 -> 7999 does not come out even.
+    assert Resampled(source, 7999).read(indices).shape == (2, 1, 7999)
+    with pytest.raises(ParameterError, match="windows at 8000 Hz given where 48000 Hz are wanted"):
+        Resampled(source, 48000)
 
 
 # Shards.

@@ -1,7 +1,8 @@
 """L3-Net audio networks (Cramer et al., ICASSP 2019) and the SEA students (Kumari et al., 2021).
 
 Eight 3x3 convolutions in four blocks, each Conv -> BatchNorm -> ReLU, max-pooled by 2 after the
-first three blocks. One table row a network, one builder for all.
+first three blocks. One table row a network, one builder for all; students of less depth have some
+of the eight layers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import tf_keras as keras
 from l3prune.audio import KAPRE_0_1, FrontEnd
 from l3prune.errors import ParameterError
 from l3prune.layers import LogMelSpectrogram
-from l3prune.networks import network, network_config
+from l3prune.networks import create_network, network, network_config
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,15 @@ def build(
     embedding_size: int | None = None,
     embedding_point: str | None = None,
     filters: Sequence[int] | None = None,
+    include_layers: Sequence[int] | None = None,
+    from_convlayer: int | None = None,
     weight_decay: float = 1e-5,
 ) -> keras.Model:
-    """Build an L3 audio network.
+    """Build an L3 audio network, or a student with some of its layers.
+
+    Without layer 2 there is no pooling behind block 1, without layer 4 none behind block 2; the
+    one behind block 3 and the final one are always there, as in EdgeL3. The final pooling takes
+    the whole map, so the embedding has one value for each filter of the last layer.
 
     Parameters
     ----------
@@ -92,8 +99,16 @@ def build(
     embedding_point : {"raw", "activated"} or None
         None takes the row's. "activated" on mel256 gives the audio half of the L3 network as it
         is trained, all 4,688,066 parameters of it.
-    filters : sequence of 8 int, or None
-        Filters of conv 1 … conv 8; None takes the row's.
+    filters : sequence of int, or None
+        Filters of each layer that is there, in their order: of conv 1 … conv 8, if all are. None
+        takes the row's.
+    include_layers : sequence of int or bool, or None
+        Numbers of the layers that are there, rising, of 1 … 8; or 8 zeros and ones, as EdgeL3's
+        --include_layers. None includes all.
+    from_convlayer : {5, 6, 7, 8} or None
+        Take the embedding from this layer's raw output instead of the last one's, with the final
+        pooling of the whole network: 512 values of mel256's layers 8 and 7, 1536 of 6 and 5. Later
+        layers are not built.
     weight_decay : float
         L2 factor on convolution kernels, not negative.
 
@@ -112,24 +127,20 @@ def build(
     (None, 6144)
     """
     spec = SPECS[spec_name]
-    filters = spec.filters if filters is None else tuple(filters)
-    point = spec.embedding_point if embedding_point is None else embedding_point
-    check_arguments(filters, weight_decay, point)
+    numbers = layer_numbers(include_layers, from_convlayer)
+    if filters is None:
+        filters = [spec.filters[number - 1] for number in numbers]
+    if from_convlayer is not None and embedding_point == "activated":
+        raise ParameterError(
+            f"from_convlayer={from_convlayer} takes the layer's raw output: leave out "
+            "embedding_point='activated', or use include_layers"
+        )
+    point = _point(spec, embedding_point, from_convlayer)
+    filters = tuple(filters)
+    check_arguments(filters, weight_decay, point, len(numbers))
 
     constants = dataclasses.replace(spec.front_end, form=front_end)
     bands, frames = constants.shape
-    pools = {filters[-1]: (bands // 8, frames // 8)}
-    if spec.original_pool is not None:
-        rows, columns = spec.original_pool
-        pools[-(-(bands // 8) // rows) * -(-(frames // 8) // columns) * filters[-1]] = (
-            spec.original_pool
-        )
-    size = filters[-1] if embedding_size is None else embedding_size
-    if size not in pools:
-        raise ParameterError(
-            f"embedding_size={size}; {spec_name} gives {' or '.join(map(str, sorted(pools)))}"
-        )
-
     if input == "waveform":
         inputs = keras.Input((1, constants.sample_rate), name="waveform")
         maps = LogMelSpectrogram(**dataclasses.asdict(constants), name="log_mel")(inputs)
@@ -140,19 +151,177 @@ def build(
 
     if input_batch_norm:
         maps = keras.layers.BatchNormalization(name="batch_normalization_1")(maps)
-    for number, count in enumerate(filters, start=1):
-        maps = convolution(count, weight_decay, CONV_NAMES[number - 1])(maps)
-        if number == 8 and point == "raw":
+    counts = dict(zip(numbers, filters, strict=True))
+    for number in range(1, 9):
+        last = number == numbers[-1]
+        if number in counts:
+            maps = convolution(counts[number], weight_decay, CONV_NAMES[number - 1])(maps)
+            if not (last and point == "raw"):
+                maps = keras.layers.BatchNormalization(name=f"batch_normalization_{number + 1}")(
+                    maps
+                )
+                maps = keras.layers.ReLU(name=f"relu_{number}")(maps)
+        if last and from_convlayer is not None:
             break
-        maps = keras.layers.BatchNormalization(name=f"batch_normalization_{number + 1}")(maps)
-        maps = keras.layers.ReLU(name=f"relu_{number}")(maps)
-        if number in (2, 4, 6):
+        if number == 6 or (number in (2, 4) and number in counts):
             maps = keras.layers.MaxPooling2D(2, name=f"max_pooling_{number // 2}")(maps)
+
+    rows, columns = maps.shape[1:3]
+    whole = (bands // 8, frames // 8) if from_convlayer is not None else (rows, columns)
+    pools = {
+        -(-rows // pool[0]) * -(-columns // pool[1]) * filters[-1]: pool
+        for pool in (whole, spec.original_pool)
+        if pool is not None
+    }
+    size = next(iter(pools)) if embedding_size is None else embedding_size
+    if size not in pools:
+        raise ParameterError(
+            f"embedding_size={size}; {spec_name} gives {' or '.join(map(str, sorted(pools)))}"
+        )
     return keras.Model(inputs, pooled_embedding(maps, pools[size]), name=spec_name)
 
 
-def check_arguments(filters: Sequence[int], weight_decay: float, point: str) -> None:
-    """Refuse what no network of eight convolutions takes; see `build`.
+def layer_numbers(
+    include_layers: Sequence[int] | None = None, from_convlayer: int | None = None
+) -> tuple[int, ...]:
+    """The layers that `build` builds, of 1 … 8; see there.
+
+    Examples
+    --------
+    >>> layer_numbers([1, 0, 1, 1, 1, 1, 1, 0])
+    (1, 3, 4, 5, 6, 7)
+    >>> layer_numbers([1, 3, 4, 5, 6, 7], from_convlayer=5)
+    (1, 3, 4, 5)
+    """
+    given = list(range(1, 9)) if include_layers is None else list(include_layers)
+    if len(given) == 8 and all(each in (0, 1) for each in given):
+        given = [number for number, each in enumerate(given, start=1) if each]
+    if (
+        not given
+        or given != sorted(set(given))
+        or not all(
+            isinstance(each, int | np.integer) and not isinstance(each, bool) and 1 <= each <= 8
+            for each in given
+        )
+    ):
+        raise ParameterError(
+            f"include_layers={include_layers}: give 8 zeros and ones, not all of them zero, or "
+            "rising layer numbers of 1 … 8"
+        )
+    if from_convlayer is not None:
+        allowed = [number for number in given if number >= 5]
+        if isinstance(from_convlayer, bool) or from_convlayer not in allowed:
+            raise ParameterError(
+                f"from_convlayer={from_convlayer!r}; allowed: the layers of 5, 6, 7, 8 that are "
+                f"included ({', '.join(map(str, allowed)) or 'none'})"
+            )
+        given = [number for number in given if number <= from_convlayer]
+    return tuple(int(number) for number in given)
+
+
+def _point(spec: L3Spec, embedding_point: str | None, from_convlayer: int | None) -> str:
+    if embedding_point is not None:
+        return embedding_point
+    return spec.embedding_point if from_convlayer is None else "raw"
+
+
+def depth_student(
+    source: keras.Model,
+    include_layers: Sequence[int] | None = None,
+    from_convlayer: int | None = None,
+) -> keras.Model:
+    """A network with some of the layers of another, and its weights where their shapes agree.
+
+    Layers up to the first one that is left out have all their weights, and compute what they do in
+    `source`: with `from_convlayer` alone, that is the whole student, and nothing is left to train.
+    A layer behind a gap that takes another number of channels has fresh weights.
+
+    Parameters
+    ----------
+    source : keras.Model
+        An L3 audio network. Masks are not taken over: prune the student.
+    include_layers, from_convlayer
+        See `build`; of the layers that `source` has.
+
+    Returns
+    -------
+    student : keras.Model
+        Its embedding has the default size.
+
+    Raises
+    ------
+    ParameterError
+        As `build`; or `source` lacks one of the layers, or has none of them.
+
+    Examples
+    --------
+    >>> student = depth_student(create_network("mel256"), from_convlayer=6)
+    >>> student.output_shape
+    (None, 1536)
+    """
+    front_end(source)  # refuses networks of images
+    config = network_config(source)
+    has = {layer.name: layer for layer in source.layers}
+    had = [number for number, name in enumerate(CONV_NAMES, start=1) if name in has]
+    numbers = layer_numbers(had if include_layers is None else include_layers, from_convlayer)
+    missing = [number for number in numbers if number not in had]
+    if missing:
+        raise ParameterError(
+            f"include_layers={include_layers}: the network has no layer "
+            f"{', '.join(map(str, missing))}; it has {', '.join(map(str, had))}"
+        )
+    arguments = {
+        name: value
+        for name, value in config.arguments.items()
+        if name not in ("embedding_size", "include_layers", "from_convlayer")
+    }
+    if from_convlayer is not None:
+        arguments.pop("embedding_point", None)
+        arguments["from_convlayer"] = int(from_convlayer)
+    elif config.arguments.get("from_convlayer") is not None:
+        arguments["embedding_point"] = "raw"
+    student = create_network(
+        config.name,
+        **{
+            **arguments,
+            "filters": [has[CONV_NAMES[number - 1]].filters for number in numbers],
+            "include_layers": list(numbers),
+        },
+    )
+    take_weights(student, source)
+    return student
+
+
+def take_weights(student: keras.Model, source: keras.Model) -> list[str]:
+    """Copy weights, in place, to the layers of a student from those of the same name and shape.
+
+    Returns
+    -------
+    fresh : list of str
+        Layers that `source` has not, or has in another shape; their weights are as they were.
+
+    Examples
+    --------
+    >>> student = create_network("sea64", include_layers=[1, 2, 4, 5, 6, 7, 8])
+    >>> take_weights(student, create_network("sea64"))
+    ['conv_4']
+    """
+    sources = {layer.name: layer.get_weights() for layer in source.layers}
+    fresh = []
+    for layer in student.layers:
+        # Without a mask, which comes last and takes part in no product here.
+        given = sources.get(layer.name, [])[: len(layer.weights)]
+        if [array.shape for array in given] != [tuple(weight.shape) for weight in layer.weights]:
+            fresh.append(layer.name)
+        elif given:
+            layer.set_weights(given)
+    return fresh
+
+
+def check_arguments(
+    filters: Sequence[int], weight_decay: float, point: str, layers: int = 8
+) -> None:
+    """Refuse what no network of so many convolutions takes; see `build`.
 
     Examples
     --------
@@ -161,10 +330,13 @@ def check_arguments(filters: Sequence[int], weight_decay: float, point: str) -> 
         ...
     l3prune.errors.ParameterError: filters=[0, 0, 0, 0, 0, 0, 0, 0]: give 8 whole numbers in ...
     """
-    if len(filters) != 8 or not all(
+    if len(filters) != layers or not all(
         isinstance(count, int | np.integer) and 1 <= count <= _MAX_FILTERS for count in filters
     ):
-        raise ParameterError(f"filters={filters}: give 8 whole numbers in 1 … {_MAX_FILTERS}")
+        raise ParameterError(
+            f"filters={filters}: give {layers} whole numbers in 1 … {_MAX_FILTERS}, one for each "
+            "layer"
+        )
     if not 0 <= weight_decay < float("inf"):
         raise ParameterError(f"weight_decay={weight_decay} is not a number ≥ 0")
     if point not in ("raw", "activated"):
@@ -242,4 +414,5 @@ def embedding_point(net: keras.Model) -> str:
     'raw'
     """
     config = network_config(net)
-    return config.arguments.get("embedding_point") or SPECS[config.name].embedding_point
+    given = (config.arguments.get(name) for name in ("embedding_point", "from_convlayer"))
+    return _point(SPECS[config.name], *given)
