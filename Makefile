@@ -2,14 +2,19 @@
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
+# A worker a core; a file's tests share what they set up.
+WORKERS ?= -n auto --dist loadfile
 
-.PHONY: demo test check
+.PHONY: demo test test-slow check
 
 demo: $(VENV)/installed
 	$(VENV)/bin/python experiments/demo.py $(DEMO)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest $(WORKERS) -m "not slow"
+
+test-slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest $(WORKERS) -m slow
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check

@@ -38,5 +38,7 @@ setup(
         "tqdm>=4.60",  # progress bars
         "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
     ],
-    extras_require={"test": ["pytest>=8", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]},
+    extras_require={
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]
+    },
 )

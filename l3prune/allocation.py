@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -220,6 +220,49 @@ def by_sensitivity(
             f"{per}; ask for less, or measure larger amounts"
         )
     return amounts
+
+
+#: (costs, overall level in [0, 1)) -> amount of each layer; no amount falls when the level rises.
+Rule = Callable[[Sequence[LayerCost], float], Mapping[str, float]]
+
+#: How a budget can be shared out among the layers; the last by measured curves.
+ALLOCATIONS = ("uniform", "erk", "sensitivity")
+
+
+def share_out(
+    allocation: str,
+    kind: str,
+    curves: Mapping[str, Sequence[tuple[float, float]]] | None = None,
+) -> Rule:
+    """The rule by which an allocation shares out a budget.
+
+    Parameters
+    ----------
+    allocation : {"uniform", "erk", "sensitivity"}
+    kind : str
+        What the budget is of; "sensitivity" spends its loss per MAC, per filter or per weight.
+    curves : mapping, or None
+        For "sensitivity"; see `by_sensitivity`.
+
+    Raises
+    ------
+    ParameterError
+        The allocation is unknown.
+
+    Examples
+    --------
+    >>> layers = [LayerCost("a", 10, 10, 1, 1, (1, 1)), LayerCost("b", 10, 10, 1, 1, (1, 1))]
+    >>> share_out("uniform", "sparsity")(layers, 0.25)
+    {'a': 0.25, 'b': 0.25}
+    """
+    check_choice("allocation", allocation, ALLOCATIONS)
+
+    def by_curves(costs: Sequence[LayerCost], level: float) -> dict[str, float]:
+        if kind == "filters":
+            costs = [LayerCost(c.name, c.filters, c.filters, 1, 1, (1, 1)) for c in costs]
+        return by_sensitivity(costs, curves or {}, level, "macs" if kind == "macs" else "weights")
+
+    return {"uniform": uniform, "erk": erk, "sensitivity": by_curves}[allocation]
 
 
 def checked(costs: Sequence[LayerCost]) -> list[LayerCost]:

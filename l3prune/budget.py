@@ -13,7 +13,7 @@ from decimal import Decimal
 
 import numpy as np
 
-from l3prune.allocation import LayerCost, check_choice, checked, uniform
+from l3prune.allocation import LayerCost, Rule, check_choice, checked, uniform
 from l3prune.errors import ParameterError
 from l3prune.filterwise import coupled, filters_kept
 from l3prune.plan import check_fraction
@@ -33,9 +33,6 @@ _NEAR = 1e-3
 
 #: Halvings of [0, 1) until the level is exact in double precision.
 _HALVINGS = 60
-
-#: (costs, overall level in [0, 1)) -> amount of each layer; no amount falls when the level rises.
-Rule = Callable[[Sequence[LayerCost], float], Mapping[str, float]]
 
 #: (weights, biases) -> bytes.
 Size = Callable[[int, int], float]

@@ -18,8 +18,9 @@ from l3prune.files import atomic_write, write_table
 #: Percent of a layer that goes, unless others are asked for.
 AMOUNTS = (20, 30, 40, 50, 60, 70, 80, 85, 90, 95)
 
-#: How a budget can be shared out among the layers; the last by the curves.
-ALLOCATIONS = ("uniform", "erk", "sensitivity")
+#: In the folder of a scan: the rows, and what they are of.
+TABLE = "sensitivity.csv"
+RECORD = "sensitivity.json"
 
 #: The row of the whole network stands under this name, with amount 0.
 UNPRUNED = "unpruned"

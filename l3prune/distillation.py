@@ -138,7 +138,7 @@ def distill(
     kind = reduction.kind if isinstance(reduction, Reduction) else reduction
     if kind == "linear" and reduction != "linear":
         raise ParameterError("a linear map is trained along with its student: reduction='linear'")
-    _check_pair(student, teacher, reduction)
+    check_pair(student, teacher, reduction)
     output_dir = Path(output_dir)
     cache_dir = output_dir / "cache" if cache_dir is None else Path(cache_dir)
     if resume:
@@ -160,7 +160,7 @@ def distill(
     if kind == "pca":
         if resume:
             reduction = Reduction.load(output_dir / REDUCTION)
-            _check_pair(student, teacher, reduction)
+            check_pair(student, teacher, reduction)
         elif not isinstance(reduction, Reduction):
             reduction = fit_pca(train_targets, student.output_shape[1], seed=recipe.seed)
         apply = reduction.apply
@@ -240,7 +240,7 @@ def unexplained_variance(
     >>> unexplained_variance(network, network, Noise(), tempfile.mkdtemp(), quiet=True)
     0.0
     """
-    _check_pair(student, teacher, reduction)
+    check_pair(student, teacher, reduction)
     rates = l3.front_end(student).sample_rate, l3.front_end(teacher).sample_rate
     student_source, teacher_source = _pair(windows, rates)
     targets = np.asarray(_targets(teacher, teacher_source, Path(cache_dir), batch_size, quiet))
@@ -349,10 +349,24 @@ def _targets(
     )
 
 
-def _check_pair(
+def check_pair(
     student: keras.Model, teacher: keras.Model, reduction: str | Reduction | None
 ) -> None:
-    """Refuse networks whose embeddings do not compare."""
+    """Refuse networks whose embeddings do not compare, as `distill` does.
+
+    Raises
+    ------
+    ParameterError
+        The message says what would make them compare.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> check_pair(create_network("sea64"), create_network("mel256"), None)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: student sea64 and teacher mel256 have different front ends; ...
+    """
     for role, network in (("student", student), ("teacher", teacher)):
         l3.front_end(network)  # refuses networks of images
         if len(network.input_shape) != 3:

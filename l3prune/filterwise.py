@@ -152,7 +152,7 @@ def plan_sequential(
                     f"{masks[previous].size} filters, so they are no chain; use plan_filterwise"
                 )
             layer = replace(layer, kernel=layer.kernel[:, :, masks[previous]])
-        masks |= plan_filterwise(score({name: layer}, criterion), counts=[each[name]])
+        masks |= plan_filterwise(score({name: layer}, criterion, filters=True), counts=[each[name]])
         previous = name
     return PruningPlan(masks)
 

@@ -261,8 +261,18 @@ def _below(value: np.floating) -> np.floating:
     return np.nextafter(value, -np.inf, dtype=value.dtype)
 
 
-def score(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.ndarray]:
+def score(
+    weights: Mapping[str, ConvWeights], criterion: str, *, filters: bool = False
+) -> dict[str, np.ndarray]:
     """Every layer's scores by a registered criterion.
+
+    Parameters
+    ----------
+    weights : mapping of str to ConvWeights
+    criterion : str
+    filters : bool
+        Whole filters are to be ranked: "random" then gives the mean of what it draws for a filter's
+        weights, which orders filters at random too.
 
     Returns
     -------
@@ -295,6 +305,8 @@ def score(weights: Mapping[str, ConvWeights], criterion: str) -> dict[str, np.nd
             )
         if not np.isfinite(values).all():
             raise ParameterError(f"layer {layer} has NaN or infinite weights; nothing was pruned")
+        if filters and criterion == "random":
+            values = values.mean(axis=(0, 1, 2))
         scores[layer] = values
     return scores
 

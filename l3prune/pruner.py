@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tf_keras as keras
 
 from l3prune import budget as budgets
 from l3prune import complexity, graph, surgery
-from l3prune.allocation import erk, uniform
-from l3prune.errors import ParameterError
+from l3prune.activations import DATA_CRITERIA, Batches
+from l3prune.allocation import ALLOCATIONS, check_choice, share_out
+from l3prune.curves import RECORD, TABLE, curves, read_rows
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import read_json
 from l3prune.filterwise import plan_filterwise, plan_sequential
 from l3prune.patterns import plan_blocks, plan_pattern
-from l3prune.plan import PruningPlan, plan_global, plan_layerwise, score
+from l3prune.plan import PruningPlan, each_layer, plan_global, plan_layerwise, score
+from l3prune.weights import fingerprint
 
-ALLOCATIONS = {"uniform": uniform, "erk": erk}
+Curves = Mapping[str, Sequence[tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -46,11 +52,14 @@ class Wish:
     budget : str or None
         See `budget.parse_budget`.
     allocation : str
-        How a budget is shared among the layers: one of `ALLOCATIONS`.
+        How a budget is shared among the layers: one of `allocation.ALLOCATIONS`.
+    curves : mapping, or None
+        For the allocation "sensitivity"; see `measured_curves`.
     round_to : int
         Filterwise: layers keep multiples of it.
     criterion : str or None
-        None: magnitude, or l1 of filters.
+        One of `criteria.CRITERIA`, or filterwise of `activations.DATA_CRITERIA`. None: magnitude,
+        or l1 of filters.
 
     Raises
     ------
@@ -75,6 +84,7 @@ class Wish:
     block: str | None = None
     budget: str | None = None
     allocation: str = "uniform"
+    curves: Curves | None = None
     round_to: int = 1
     criterion: str | None = None
 
@@ -104,20 +114,79 @@ class Wish:
             if text is not None and not re.fullmatch(form, text):
                 example = "N:M, such as 2:4" if name == "pattern" else "IxO, such as 4x4"
                 raise ParameterError(f"{name} {text!r} is not {example}")
-        if self.allocation not in ALLOCATIONS:
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        if (self.allocation == "sensitivity") != (self.curves is not None):
             raise ParameterError(
-                f"allocation {self.allocation!r} is unknown; known: {', '.join(ALLOCATIONS)}"
+                "allocation='sensitivity' and measured curves go together; see measured_curves"
             )
         if self.budget is not None:
             budgets.parse_budget(self.budget)
+        if self.criterion in DATA_CRITERIA and not self.filterwise:
+            raise ParameterError(f"criterion {self.criterion} scores filters: prune filterwise")
 
     @property
     def criterion_name(self) -> str:
         """The criterion, the default if there is none."""
         return self.criterion or ("l1" if self.filterwise else "magnitude")
 
+    @property
+    def needs_data(self) -> bool:
+        """Whether the criterion scores filters by what they do on data."""
+        return self.criterion in DATA_CRITERIA
 
-def prune(network: keras.Model, wish: Wish) -> tuple[keras.Model, PruningPlan]:
+
+def measured_curves(
+    folder: str | os.PathLike[str], network: keras.Model, mode: str, criterion: str
+) -> dict[str, list[tuple[float, float]]]:
+    """The curves that `python -m l3prune.sensitivity` measured in a folder, if of this network.
+
+    Parameters
+    ----------
+    folder : str or path-like
+    network : keras.Model
+    mode : {"layerwise", "filterwise"}
+    criterion : str
+
+    Returns
+    -------
+    curves : dict of str to list of (amount, loss)
+        See `curves.curves`.
+
+    Raises
+    ------
+    L3PruneError
+        There is no scan, or it is damaged.
+    ParameterError
+        It is of another network, mode or criterion.
+
+    Examples
+    --------
+    >>> measured_curves("/nowhere", None, "layerwise", "magnitude")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: /nowhere has no sensitivity.json; give the folder of a scan by ...
+    """
+    for name in (RECORD, TABLE):
+        if not (Path(folder) / name).is_file():
+            raise L3PruneError(
+                f"{folder} has no {name}; give the folder of a scan by "
+                "python -m l3prune.sensitivity"
+            )
+    record = read_json(Path(folder) / RECORD)
+    wanted = {"network": fingerprint(network), "mode": mode, "criterion": criterion}
+    for name, value in wanted.items():
+        if not isinstance(record, dict) or record.get(name) != value:
+            found = record.get(name) if isinstance(record, dict) else None
+            raise ParameterError(
+                f"the scan in {folder} is of another {name}: {found!r} there, {value!r} here"
+            )
+    layers = list(graph.convolutions(network))
+    return curves(read_rows(Path(folder) / TABLE), layers, record.get("left_out") or ())
+
+
+def prune(
+    network: keras.Model, wish: Wish, batches: Batches | None = None
+) -> tuple[keras.Model, PruningPlan]:
     """A pruned copy of a network, and the plan that made it.
 
     Parameters
@@ -125,6 +194,8 @@ def prune(network: keras.Model, wish: Wish) -> tuple[keras.Model, PruningPlan]:
     network : keras.Model
         Functional.
     wish : Wish
+    batches : iterator of (inputs, targets), or None
+        For criteria that need data; see `activations`.
 
     Returns
     -------
@@ -144,13 +215,13 @@ def prune(network: keras.Model, wish: Wish) -> tuple[keras.Model, PruningPlan]:
     >>> smaller.get_layer("conv_7").filters, smaller.output_shape
     (32, (None, 64))
     """
-    plan = make_plan(network, wish)
+    plan = make_plan(network, wish, batches)
     if wish.filterwise:
         return surgery.remove_filters(network, plan), plan
     return surgery.apply_masks(network, plan), plan
 
 
-def make_plan(network: keras.Model, wish: Wish) -> PruningPlan:
+def make_plan(network: keras.Model, wish: Wish, batches: Batches | None = None) -> PruningPlan:
     """The plan for a network; see `prune`.
 
     Examples
@@ -160,36 +231,55 @@ def make_plan(network: keras.Model, wish: Wish) -> PruningPlan:
     >>> float(plan["conv_2"].mean())
     0.5
     """
-    return _plan_filters(network, wish) if wish.filterwise else _plan_weights(network, wish)
-
-
-def _plan_weights(network: keras.Model, wish: Wish) -> PruningPlan:
+    if wish.filterwise:
+        return _plan_filters(network, wish, batches)
     weights = graph.conv_weights(network)
-    criterion = wish.criterion_name
     if wish.pattern is not None:
         n, m = map(int, wish.pattern.split(":"))
-        return plan_pattern(weights, n, m, criterion)
-    if wish.overall is not None:
-        return plan_global(weights, wish.overall, criterion)
-    if wish.budget is not None:
-        amounts = budgets.meet(
-            budgets.parse_budget(wish.budget),
-            complexity.layer_costs(network),
-            "layerwise",
-            ALLOCATIONS[wish.allocation],
-        )
-        return plan_layerwise(weights, [amounts[name] for name in weights], criterion)
-    assert wish.amount is not None  # the only way left, checked by Wish
+        return plan_pattern(weights, n, m, wish.criterion_name)
+    return rule(wish)(weights, sparsity(network, wish))
+
+
+def rule(wish: Wish) -> Callable[..., PruningPlan]:
+    """How weights are chosen once it is known how many go: (weights, sparsity) -> plan.
+
+    Examples
+    --------
+    >>> rule(Wish(overall=0.9)).func.__name__
+    'plan_global'
+    """
     if wish.block is not None:
         rows, columns = map(int, wish.block.split("x"))
-        return plan_blocks(weights, wish.amount, (rows, columns), criterion)
-    return plan_layerwise(weights, wish.amount, criterion)
+        return functools.partial(plan_blocks, block=(rows, columns), criterion=wish.criterion_name)
+    chosen = plan_layerwise if wish.overall is None else plan_global
+    return functools.partial(chosen, criterion=wish.criterion_name)
 
 
-def _plan_filters(network: keras.Model, wish: Wish) -> PruningPlan:
+def sparsity(network: keras.Model, wish: Wish) -> float | list[float]:
+    """What the `rule` of a wish for masks is to be given: one fraction a layer, or one for all.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> sparsity(create_network("sea64"), Wish(amount=0.5))
+    [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    """
+    if wish.overall is not None:
+        return wish.overall
+    layers = graph.convolutions(network)
+    if wish.budget is None:
+        return each_layer(wish.amount, layers)
+    budget = budgets.parse_budget(wish.budget)
+    shared = share_out(wish.allocation, budget.kind, wish.curves)
+    amounts = budgets.meet(budget, complexity.layer_costs(network), "layerwise", shared)
+    return [amounts[name] for name in layers]
+
+
+def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> PruningPlan:
     weights = graph.conv_weights(network)
     groups = graph.filter_groups(network)
-    if wish.counts is not None and all(len(group.filters) == 1 for group in groups):
+    chain = all(len(group.filters) == 1 for group in groups)
+    if wish.counts is not None and chain and not wish.needs_data:
         return plan_sequential(weights, wish.counts, wish.criterion_name)
     each = isinstance(wish.amount, Sequence) and len(wish.amount) > 1
     fixed = {
@@ -200,11 +290,13 @@ def _plan_filters(network: keras.Model, wish: Wish) -> PruningPlan:
         or not all(np.array_equal(p, np.arange(group.size)) for p in group.filters.values())
         for name in group.filters
     }
-    scores = {
-        name: values
-        for name, values in score(weights, wish.criterion_name).items()
-        if name not in fixed
-    }
+    if wish.needs_data:
+        if batches is None:
+            raise ParameterError(f"criterion {wish.criterion} scores filters on data: give batches")
+        scored = DATA_CRITERIA[wish.criterion_name](network, batches)
+    else:
+        scored = score(weights, wish.criterion_name, filters=True)
+    scores = {name: values for name, values in scored.items() if name not in fixed}
     if not scores:
         raise ParameterError(
             "no layer can lose filters here: those of the output stay, and those that share only "
@@ -223,13 +315,14 @@ def _plan_filters(network: keras.Model, wish: Wish) -> PruningPlan:
     if wish.budget is None:
         return choose(ratio=wish.amount)
     costs = complexity.layer_costs(network)
-    rule = ALLOCATIONS[wish.allocation]
+    budget = budgets.parse_budget(wish.budget)
+    measured = {name: curve for name, curve in (wish.curves or {}).items() if name in scores}
+    shared = share_out(wish.allocation, budget.kind, measured)
 
     def leaving_the_fixed(layers, level):
         # What is not pruned counts all the same.
-        return {**dict.fromkeys(fixed, 0.0), **rule([c for c in layers if c.name in scores], level)}
+        pruned = shared([cost for cost in layers if cost.name in scores], level)
+        return {**dict.fromkeys(fixed, 0.0), **pruned}
 
-    amounts = budgets.meet(
-        budgets.parse_budget(wish.budget), costs, "filterwise", leaving_the_fixed, groups=together
-    )
+    amounts = budgets.meet(budget, costs, "filterwise", leaving_the_fixed, groups=together)
     return choose(ratio=[amounts[name] for name in scores])

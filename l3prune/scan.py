@@ -15,10 +15,10 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from l3prune import graph, surgery
-from l3prune.allocation import LayerCost, by_sensitivity, check_choice, erk, uniform
-from l3prune.budget import MODES, RELATIONS, Budget, Rule, kept, measure, meet
+from l3prune.allocation import ALLOCATIONS, LayerCost, Rule, check_choice, share_out
+from l3prune.budget import MODES, RELATIONS, Budget, kept, measure, meet
 from l3prune.complexity import layer_costs
-from l3prune.curves import ALLOCATIONS, UNPRUNED, Row, fraction, read_rows, tidy, write_rows
+from l3prune.curves import UNPRUNED, Row, fraction, read_rows, tidy, write_rows
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.filterwise import plan_filterwise
 from l3prune.plan import PruningPlan, is_integer, plan_layerwise, score
@@ -81,7 +81,7 @@ class Candidates:
         self.layers = tuple(self.weights)
         self.left_out: tuple[str, ...] = ()
         self._held = graph.masks(network)
-        self._scores = score(self.weights, self.criterion)
+        self._scores = score(self.weights, self.criterion, filters=mode == "filterwise")
         of_filters = next(iter(self._scores.values())).ndim == 1
         if of_filters != (mode == "filterwise"):
             raise ParameterError(
@@ -328,7 +328,7 @@ def allocate(
     candidates : Candidates
     budget : Budget
     allocation : str
-        One of `curves.ALLOCATIONS`.
+        One of `allocation.ALLOCATIONS`.
     curves : mapping, or None
         For "sensitivity": what `curves` gives.
 
@@ -389,13 +389,7 @@ def _rule(
     allocation: str,
     curves: Mapping[str, Sequence[tuple[float, float]]],
 ) -> Rule:
-    def by_curves(costs: Sequence[LayerCost], level: float) -> dict[str, float]:
-        if kind == "filters":
-            # Loss per filter.
-            costs = [LayerCost(c.name, c.filters, c.filters, 1, 1, (1, 1)) for c in costs]
-        return by_sensitivity(costs, curves, level, "macs" if kind == "macs" else "weights")
-
-    chosen = {"uniform": uniform, "erk": erk, "sensitivity": by_curves}[allocation]
+    chosen = share_out(allocation, kind, curves)
 
     def rule(costs: Sequence[LayerCost], level: float) -> dict[str, float]:
         # What was left out of the scan stays whole in every allocation, so that they compare.

@@ -15,10 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from l3prune.allocation import ALLOCATIONS
 from l3prune.budget import MODES, Budget, parse_budget
 from l3prune.curves import (
-    ALLOCATIONS,
     AMOUNTS,
+    RECORD,
+    TABLE,
     UNPRUNED,
     Row,
     curves,
@@ -36,8 +38,6 @@ if TYPE_CHECKING:
 METRICS = ("mse", "accuracy")
 
 #: In the output folder.
-TABLE = "sensitivity.csv"
-RECORD = "sensitivity.json"
 FIGURE = "sensitivity.png"
 LISTS = "lists.json"
 

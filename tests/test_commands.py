@@ -14,13 +14,19 @@ import pytest
 import soundfile
 
 import l3prune.pruning
+import l3prune.schedules
 from l3prune import graph
 from l3prune.__main__ import main as embed
+from l3prune.activations import DATA_CRITERIA
 from l3prune.embedding import get_embedding
-from l3prune.networks import create_network
+from l3prune.gradual import GradualPruning
+from l3prune.networks import create_network, inference
 from l3prune.plan import PruningPlan, plan_global, plan_layerwise
 from l3prune.pruning import main as prune
+from l3prune.scan import Spread
+from l3prune.sensitivity import main as sensitivity
 from l3prune.weights import load_network, save_network
+from l3prune.windows import open_windows
 from tests.conftest import chirp, make_sounds, make_tiny
 
 SPARSITY = ("0", "50", "50", "60", "40", "50", "70", "80")
@@ -550,7 +556,7 @@ JOB = (
 
 
 def test_the_job_line_is_parsed_as_it_stands():
-    args = l3prune.pruning._parse(["w.h5", "music_train", "music_valid", "out", *JOB])
+    args = l3prune.pruning.parse(["w.h5", "music_train", "music_valid", "out", *JOB])
     assert (args.num_epochs, args.train_epoch_size, args.validation_epoch_size) == (300, 4096, 1024)
     assert (args.train_batch_size, args.validation_batch_size) == (64, 64)
     assert (args.learning_rate, args.random_state) == (1e-5, 20180216)
@@ -564,7 +570,7 @@ def test_the_job_line_is_parsed_as_it_stands():
         ["w.h5", "--layerwise", "music_train", "-v", "music_valid", "--retrain", "out"],
         ["-layerwise", "-ret", "w.h5", "music_train", "music_valid", "-r", "5", "out"],
     ):
-        args = l3prune.pruning._parse(line)
+        args = l3prune.pruning.parse(line)
         assert (args.weight_path, args.train_data_dir) == ("w.h5", "music_train")
         assert (args.validation_data_dir, args.output_dir) == ("music_valid", "out")
         assert args.layerwise
@@ -609,12 +615,12 @@ def test_google_flags_without_values_warn_too(place, tmp_path, capsys):
 
 def test_a_runs_own_config_repeats_it(finished, place, tmp_path):
     config = finished[0] / "config.json"
-    args = l3prune.pruning._parse(["--config", str(config)])
+    args = l3prune.pruning.parse(["--config", str(config)])
     stored = json.loads(config.read_text())["arguments"]
     for name, value in stored.items():
         assert getattr(args, name) == value
     changed = ["--config", str(config), "--learning-rate", "0.5", "--seed", "9", "-e", "1"]
-    args = l3prune.pruning._parse([*changed, "--sparsity", "10"])
+    args = l3prune.pruning.parse([*changed, "--sparsity", "10"])
     assert (args.learning_rate, args.random_state, args.num_epochs) == (0.5, 9, 1)
     assert args.sparsity == [10]
     assert args.train_batch_size == 5
@@ -625,9 +631,7 @@ def test_config_keeps_zeros(place, tmp_path):
     zeros = ("--checkpoint-interval", "0", "--min-delta", "0", "--seed", "0", "--quiet")
     line = place.line(tmp_path, "--layerwise", *zeros, "--early-stopping-patience", "0")
     assert prune([*line, "--run-name", "run", "--sparsity", "0"]) == 0
-    args = l3prune.pruning._parse(
-        ["--config", str(run_folder(tmp_path, "pruning") / "config.json")]
-    )
+    args = l3prune.pruning.parse(["--config", str(run_folder(tmp_path, "pruning") / "config.json")])
     assert args.checkpoint_interval == args.min_delta == args.random_state == 0
     assert args.early_stopping_patience == 0
     assert args.sparsity == [0]
@@ -646,23 +650,27 @@ def test_config_names_and_types(tmp_path):
                 "min-delta": 0.5,
                 "seed": 4,
                 "retrain": True,
-                "layerwise": False,
+                "layerwise": True,
+                "quiet": False,
                 "sparsity": 50,
                 "cache_dir": None,
                 "gpus": 4,
             }
         )
     )
-    args = l3prune.pruning._parse(["--config", str(path)])
+    args = l3prune.pruning.parse(["--config", str(path)])
     assert (args.weight_path, args.train_data_dir, args.output_dir) == ("w", "t", "o")
     assert (args.learning_rate, args.min_delta, args.random_state) == (1.0, 0.5, 4)
-    assert (args.retrain, args.layerwise, args.sparsity) == (True, False, [50.0])
+    assert (args.retrain, args.layerwise, args.sparsity) == (True, True, [50.0])
     assert (args.cache_dir, args.gpus) == (None, "4")
-    args = l3prune.pruning._parse(words("--config", path, "W", "T", "V", "O"))
+    args = l3prune.pruning.parse(words("--config", path, "W", "T", "V", "O"))
     assert (args.weight_path, args.output_dir) == ("W", "O")
+    assert args.quiet is False
     # How much to prune is one choice: the flags' replaces the file's.
-    args = l3prune.pruning._parse(words("--config", path, "--global-sparsity", "90"))
+    args = l3prune.pruning.parse(words("--config", path, "--global-sparsity", "90"))
     assert (args.global_sparsity, args.sparsity, args.layerwise) == (90, None, False)
+    args = l3prune.pruning.parse(words("--config", path, "--sparsity", "90"))
+    assert (args.sparsity, args.layerwise) == ([90], True)
 
 
 def test_a_run_with_config_writes_one_that_works(place, tmp_path):
@@ -819,11 +827,245 @@ def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
     assert run_dir.parts[-4] == "reduced"
 
 
+# Students: fewer layers, other networks, smaller embeddings.
+
+STUDENT = (
+    *("--retrain", "-e", "8", "-lr", "1e-2", "-tbs", "4", "--batch-norm", "freeze"),
+    *("--run-name", "run", "--quiet"),
+)
+
+
+def test_depth_students_from_the_command_line(place, tmp_path):
+    """Table III: EdgeL3's --include_layers, and the embedding of an earlier layer."""
+    run_dir, report = pruned_by(place, tmp_path / "a", "--include_layers", *"10111111")
+    assert run_dir.parts[-4:] == ("reduced", "music", "sea64", "run")
+    network = load_network(run_dir / "model_pruned.h5")
+    assert "conv_2" not in graph.convolutions(network)
+    assert len(graph.convolutions(network)) == 7
+    assert report["student"]["nonzero"] < report["unpruned"]["nonzero"]
+    run_dir, report = pruned_by(place, tmp_path / "b", "--from-conv-layer", "7")
+    network = load_network(run_dir / "model_pruned.h5")
+    teacher = load_network(place.net)
+    assert list(graph.convolutions(network))[-1] == "conv_7"
+    for name, layer in graph.convolutions(network).items():
+        np.testing.assert_array_equal(layer.kernel, teacher.get_layer(name).kernel)
+
+
+def test_a_depth_student_is_pruned_and_retrained(place, tmp_path):
+    line = place.line(
+        tmp_path, "--include_layers", *"11011111", "--layerwise", "--sparsity", "50", *STUDENT
+    )
+    assert prune(line) == 0
+    run_dir = run_folder(tmp_path, "reduced_kd")
+    report = json.loads((run_dir / "report.json").read_text())
+    assert set(report) == {"unpruned", "pruned", "retrained"}
+    assert report["retrained"]["validation_mse"] < report["pruned"]["validation_mse"]
+    network = load_network(run_dir / "model_best_valid_loss.h5")
+    assert len(graph.masks(network)) == 7
+    assert report["retrained"]["sparsity"] == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["pca", "linear"])
+def test_a_smaller_embedding_is_distilled(place, tmp_path, capsys, kind):
+    counts = ("--filterwise", "--num_filters", *["3"] * 8)
+    line = place.line(tmp_path, *counts, "--reduction", kind, *STUDENT)
+    assert prune(line) == 0
+    printed = capsys.readouterr().out
+    run_dir = run_folder(tmp_path, "reduced_kd")
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["unpruned"]["validation_unexplained"] is None
+    assert 0 < report["retrained"]["validation_unexplained"] < 1.5
+    if kind == "pca":
+        before = report["pruned"]["validation_unexplained"]
+        assert report["retrained"]["validation_unexplained"] < before
+    else:
+        assert report["pruned"]["validation_unexplained"] is None
+    assert "validation_unexplained" in printed
+    assert load_network(run_dir / "model_best_valid_loss.h5").output_shape == (None, 3)
+    # It goes on, with the map that it began with.
+    before = (run_dir / "reduction.npz").read_bytes()
+    assert prune([*line, "--continue-model-dir", str(run_dir)]) == 0
+    assert (run_dir / "reduction.npz").read_bytes() == before
+    capsys.readouterr()
+    others = place.line(tmp_path, *counts, "--reduction", "linear", *STUDENT)
+    if kind == "pca":
+        assert prune([*others, "--continue-model-dir", str(run_dir)]) == 2
+        assert "reduction" in capsys.readouterr().err
+
+
+def test_sea_from_the_command_line(place, tmp_path):
+    """A fresh student at 8 kHz learns a wider teacher's components at 48 kHz."""
+    teacher = create_network("mel128", filters=[1] * 7 + [70])
+    save_network(teacher, tmp_path / "teacher.h5")
+    line = words(tmp_path / "teacher.h5", place.train, place.valid, tmp_path / "out")
+    options = ("--student", "sea64", "--filterwise", "--num_filters", *["2"] * 7, "64")
+    assert prune([*line, *options, "--reduction", "pca", "--hop-size", "0.05", *STUDENT]) == 0
+    run_dir = run_folder(tmp_path / "out", "reduced_kd", network="mel128")
+    network = load_network(run_dir / "model_best_valid_loss.h5")
+    assert network.input_shape == (None, 1, 8000)
+    assert network.output_shape == (None, 64)
+    first = load_network(run_dir / "model_pruned.h5")
+    report = json.loads((run_dir / "report.json").read_text())
+    assert report["student" if "student" in report else "pruned"]["validation_unexplained"] > 0
+    again = [*line, *options, "--run-name", "again", "--quiet", "--hop-size", "0.05"]
+    assert prune(again) == 0
+    run_dir = run_folder(tmp_path / "out", "reduced", network="mel128", name="again")
+    # The seed makes the fresh weights.
+    for one, other in zip(
+        first.get_weights(), load_network(run_dir / "model_pruned.h5").get_weights(), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+    # Other front ends do not compare without a reduction.
+    assert json.loads((run_dir / "report.json").read_text())["pruned"]["validation_mse"] is None
+
+
+# Masks that change in retraining.
+
+GRADUAL = (
+    *("--retrain", "-lr", "1e-3", "-tbs", "4", "-tes", "3", "-e", "4", "--seed", "3"),
+    *("--run-name", "run", "--quiet", "--checkpoint-interval", "1", "--frequency", "2"),
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "sparsities"),
+    [
+        (
+            ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial"),
+            # Of steps 0, 2, 4, 6; an epoch has three.
+            [0.7, 0.98, 1, 1],
+        ),
+        (
+            ("--global-sparsity", "60", "--mask-schedule", "constant", "--begin-step", "4"),
+            [0, 1, 1, 1],
+        ),
+        (
+            (
+                *("--layerwise", "--sparsity", *["0"] * 5, "50", "50", "50"),
+                *("--mask-schedule", "layer-by-layer", "--epochs-per-layer", "1"),
+            ),
+            [1 / 3, 2 / 3, 1, 1],
+        ),
+        (("--budget", "sparsity=60", "--mask-schedule", "rigl"), [1, 1, 1, 1]),
+    ],
+)
+def test_masks_that_change(place, tmp_path, options, sparsities):
+    assert prune(place.line(tmp_path, *options, *GRADUAL)) == 0
+    run_dir = run_folder(tmp_path)
+    rows = list(csv.DictReader((run_dir / "history.csv").open()))
+    report = json.loads((run_dir / "report.json").read_text())
+    final = report["retrained"]["sparsity"]
+    found = [float(row["sparsity"]) / final for row in rows]
+    assert found == pytest.approx(sparsities, abs=0.035)
+    assert ("pruned" in report) == ("rigl" in options)
+    # The plan of one shot has as many zeros.
+    shot, once = pruned_by(place, tmp_path / "shot", *options[: options.index("--mask-schedule")])
+    assert once["pruned"]["nonzero"] == report["retrained"]["nonzero"]
+    network = load_network(run_dir / "model_best_valid_loss.h5")
+    weights = graph.conv_weights(network)
+    masks = graph.masks(network)
+    assert all(not weights[name].kernel[~mask].any() for name, mask in masks.items())
+    if "rigl" in options:
+        begun = graph.masks(load_network(shot / "model_pruned.h5"))
+        assert any((masks[name] != begun[name]).any() for name in masks)
+
+
+def test_a_gradual_run_goes_on_in_the_middle(place, tmp_path, monkeypatch):
+    options = ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial")
+    whole = place.line(tmp_path / "whole", *options, "--end-step", "7", *GRADUAL)
+    assert prune(whole) == 0
+    line = place.line(tmp_path / "cut", *options, "--end-step", "7", *GRADUAL)
+
+    class Cut(GradualPruning):
+        def _update(self, step):
+            if step == 7:
+                raise KeyboardInterrupt
+            return super()._update(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(l3prune.schedules, "GradualPruning", Cut)
+        assert prune(line) == 130
+    cut = run_folder(tmp_path / "cut")
+    assert not (cut / "model_best_valid_loss.h5").exists()
+    assert prune([*line, "--continue-model-dir", str(cut)]) == 0
+    for name in ("latest", "best_valid_loss", "checkpoint.03"):
+        assert_equal_weights(
+            cut / f"model_{name}.h5", run_folder(tmp_path / "whole") / f"model_{name}.h5"
+        )
+
+
+def test_a_schedule_that_ends_after_the_run_leaves_no_folder(place, tmp_path, capsys):
+    options = ("--layerwise", "--sparsity", "50", "--mask-schedule", "polynomial")
+    assert prune(place.line(tmp_path / "out", *options, *GRADUAL, "--end-step", "12")) == 2
+    assert "final sparsity after 12 steps and the run has 12" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# Filters scored on data; budgets shared out by a scan.
+
+
+@pytest.mark.parametrize("criterion", ["mean_activation", "apoz", "taylor"])
+def test_filters_are_scored_on_training_windows(place, tmp_path, criterion):
+    options = ("--filterwise", "--filter-ratio", "50", "--criterion", criterion)
+    run_dir, _ = pruned_by(place, tmp_path / "a", *options, "--criterion-windows", "8")
+    network = load_network(run_dir / "model_pruned.h5")
+    assert [layer.filters for layer in graph.convolutions(network).values()] == [2] * 7 + [4]
+    # The same filters as by the function on the same windows.
+    teacher = load_network(place.net)
+    source = open_windows(place.train, 8000, place.cache, quiet=True)
+    windows = Spread(source, 8).read(np.arange(8))
+    mean = inference(teacher)(windows).mean(axis=0, keepdims=True)
+    batches = iter([(windows, np.repeat(mean, 8, axis=0))])
+    scores = DATA_CRITERIA[criterion](teacher, batches)["conv_1"]
+    assert scores.any()
+    kept = np.sort(np.argsort(-scores, kind="stable")[:2])
+    np.testing.assert_array_equal(
+        network.get_layer("conv_1").kernel, teacher.get_layer("conv_1").kernel.numpy()[..., kept]
+    )
+
+
+def test_random_filters(place, tmp_path):
+    options = ("--filterwise", "--filter-ratio", "50", "--criterion", "random")
+    run_dir, _ = pruned_by(place, tmp_path, *options)
+    network = load_network(run_dir / "model_pruned.h5")
+    assert [layer.filters for layer in graph.convolutions(network).values()] == [2] * 7 + [4]
+
+
+def test_a_budget_is_shared_out_by_a_scan(place, tmp_path, capsys):
+    scan = tmp_path / "scan"
+    line = words(place.net, place.valid, scan, "--amounts", 50, 80, 90, "--quiet")
+    budget = ("--budget", "sparsity=60")
+    assert sensitivity([*line, *budget, "--allocation", "sensitivity"]) == 0
+    lists = json.loads((scan / "lists.json").read_text())["lists"]
+    options = (*budget, "--allocation", "sensitivity", "--sensitivity", str(scan))
+    run_dir, report = pruned_by(place, tmp_path / "a", *options)
+    assert report["pruned"]["sparsity"] == pytest.approx(0.6, abs=1e-3)
+    other, _ = pruned_by(place, tmp_path / "b", *lists[0]["options"].split())
+    assert_equal_weights(run_dir / "model_pruned.h5", other / "model_pruned.h5")
+    capsys.readouterr()
+    refuse(
+        capsys,
+        place.line(tmp_path / "c", *options, "--criterion", "random"),
+        "is of another criterion: 'magnitude' there, 'random' here",
+        tmp_path,
+    )
+    refuse(
+        capsys,
+        place.line(tmp_path / "c", *options, "--filterwise"),
+        "is of another mode: 'layerwise' there, 'filterwise' here",
+        tmp_path,
+    )
+
+
+GRADUAL_ONE = ("--layerwise", "--sparsity", "50", "--retrain", "-e", "2", "--mask-schedule")
+BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "nothing to do: give --layerwise, --filterwise, --pattern, --budget, or --global-spa"),
-        (("--sparsity", "50"), "nothing to do"),
+        ((), "nothing to do: give --layerwise, --filterwise, --pattern, --budget, --global-sparsi"),
+        (("--sparsity", "50"), "--sparsity is for --layerwise"),
         (("--retrain",), "nothing to do"),
         (("--layerwise", "--sparsity", "0", "50"), "2 sparsities given for 8 convolutions"),
         (("--layerwise", "--sparsity", *["5"] * 9), "9 sparsities given for 8 convolutions"),
@@ -863,9 +1105,31 @@ def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
         (("--pattern", "2:4", "--blocks", "2x2"), "--blocks goes with --layerwise --sparsity"),
         (("--budget", "watts<=3"), "budget of 'watts' is unknown"),
         (("--budget", "bytes<=10"), "cannot be met"),
-        (("--budget", "sparsity=50", "--allocation", "fair"), "allocation 'fair' is unknown"),
+        (("--budget", "sparsity=50", "--allocation", "fair"), "allocation='fair' is unknown"),
         (("--budget", "sparsity=50", "--pattern", "2:4"), "not both"),
-        (("--layerwise", "--include_layers", "1", "1"), "--include_layers is not available yet"),
+        (("--include_layers", "1", "1"), "give 8 zeros and ones, not all of them zero"),
+        (("--from-conv-layer", "4"), "from_convlayer=4; allowed: the layers of 5, 6, 7, 8"),
+        (("--student", "/nowhere.h5"), "/nowhere.h5"),
+        (("--student", "mel256", "--retrain"), "different front ends"),
+        (("--include_layers", *"11111111", "--reduction", "pca"), "give --retrain too"),
+        (("--layerwise", "--retrain", "--reduction", "ica"), "--reduction 'ica'; allowed: pca"),
+        (("--filterwise", "-filters", *["2"] * 8, "--retrain"), "give reduction='pca' or 'linear'"),
+        (("--layerwise", "--sparsity", "5", "--criterion", "taylor"), "taylor scores filters"),
+        (("--filterwise", "--filter-ratio", "5", "--criterion-windows", "-1"), "windows -1 is not"),
+        (("--layerwise", "--mask-schedule", "linear", "--retrain"), "--mask-schedule 'linear'; al"),
+        (("--layerwise", "--mask-schedule", "rigl"), "give --retrain too"),
+        (("--layerwise", "--ramp"), "--ramp is for --mask-schedule"),
+        (("--layerwise", "--frequency", "0", "--retrain"), "--frequency is for --mask-schedule"),
+        (("--pattern", "2:4", "--mask-schedule", "rigl", "--retrain"), "not for --pattern"),
+        (("--student", "sea64", "--mask-schedule", "rigl", "--retrain"), "needs a sparsity to co"),
+        ((*GRADUAL_ONE, "rigl", "--begin-step", "3"), "begin_step is not for the mask schedule"),
+        ((*GRADUAL_ONE, "constant", "--frequency", "0"), "frequency=0 is not a whole number"),
+        ((*GRADUAL_ONE, "polynomial", "--initial-sparsity", "60"), "initial_sparsity=0.6 is above"),
+        ((*GRADUAL_ONE, "rigl", "--rigl-alpha", "2"), "alpha=2.0 is not a number in (0, 1]"),
+        ((*GRADUAL_ONE, "rigl", "--blocks", "2x2"), "RigL moves single weights"),
+        (("--budget", "sparsity=5", "--allocation", "sensitivity"), "--sensitivity DIR"),
+        (("--budget", "sparsity=5", "--sensitivity", "EMPTY"), "is for --budget with --allocation"),
+        (("--budget", "sparsity=5", *BY_SCAN, "EMPTY"), "has no sensitivity.json"),
         (("--layerwise", "--test-model"), "--test-model is not available yet"),
         (("--layerwise", "--retrain", "--num-epochs", "0"), "epochs=0 is not a whole number"),
         (("--layerwise", "--learning-rate", "0"), "learning_rate=0.0 is not a positive"),
@@ -875,9 +1139,9 @@ def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
         (("--layerwise", "--batch-norm", "x"), "batch_norm='x'; allowed"),
         (("--layerwise", "--seed", "-1"), "seed=-1"),
         (("--layerwise", "--seed", str(2**40)), "seed"),
-        (("--layerwise", "--retrain", "-tbs", "0"), "--train-batch-size 0 is not a positive"),
+        (("--layerwise", "--retrain", "-tbs", "0"), "--train-batch-size 0 is not a whole"),
         (("--layerwise", "--retrain", "-vbs", "-1"), "--validation-batch-size -1 is not"),
-        (("--layerwise", "--retrain", "-tes", "0"), "--train-epoch-size 0 is not a positive"),
+        (("--layerwise", "--retrain", "-tes", "0"), "--train-epoch-size 0 is not a whole"),
         (("--layerwise", "--retrain", "-ves", "0"), "--validation-epoch-size 0 is not"),
         (("--layerwise", "--hop-size", "0"), "hop_size=0.0 is not a positive"),
         (("--layerwise", "--hop-size", "nan"), "hop_size=nan is not a positive"),

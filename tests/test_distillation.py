@@ -99,6 +99,7 @@ def test_teacher_is_untouched(pruned, tiny, sounds, tmp_path):
     assert all(layer.trainable for layer in tiny.layers if layer.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
 @pytest.mark.parametrize("batch_norm", ["train", "freeze"])
 def test_same_seed_same_bits_and_resume_too(

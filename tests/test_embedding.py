@@ -291,6 +291,7 @@ def test_changed_weights_change_the_embedding(tiny):
     assert abs(after - before).min() > 1
 
 
+@pytest.mark.slow
 def test_many_networks_are_quiet():
     # TensorFlow warns, twice a process, of functions that the same line makes again and again.
     code = """

@@ -656,6 +656,7 @@ def assert_same_runs(made, other, folder, other_folder):
         assert one.numpy().tobytes() == two.numpy().tobytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [sequence, regrown])
 def test_resume_in_the_middle_of_a_schedule(make, whole, tmp_path):
     network, history, folder = whole(make)
@@ -677,6 +678,7 @@ def test_resume_in_the_middle_of_a_schedule(make, whole, tmp_path):
     assert_same_runs(network, made[0], folder / "run", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_resume_of_a_run_that_was_interrupted_within_an_epoch(whole, tmp_path):
     """Ctrl-C right after a pruning that no checkpoint holds."""
     network, history, folder = whole(polynomial)

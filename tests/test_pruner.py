@@ -130,7 +130,7 @@ def test_budgets_are_met_by_surgery(text):
         ({"overall": 0.5, "block": "4x4"}, "blocks go to a sparsity of each layer"),
         ({"pattern": "two:four"}, "pattern 'two:four' is not N:M"),
         ({"amount": 0.5, "block": "4"}, "block '4' is not IxO"),
-        ({"budget": "macs<=1M", "allocation": "best"}, "allocation 'best' is unknown; known: unif"),
+        ({"budget": "macs<=1M", "allocation": "best"}, "allocation='best' is unknown; known: unif"),
         ({"budget": "macs"}, "budget 'macs' is not understood"),
     ],
 )

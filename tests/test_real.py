@@ -14,6 +14,7 @@ from l3prune.windows import AudioFiles
 pytestmark = pytest.mark.shared
 
 
+@pytest.mark.slow
 def test_distillation_recovers_the_published_network_at_95_percent(shared, sea64, tmp_path):
     dataset = load_dataset("esc50", shared / "data" / "esc10")
     # Three clips a class to train on, one to stop on, one from another fold to judge by.

@@ -275,6 +275,7 @@ def heard(uninterrupted):
     return source, inference(make_tiny())(source.read(np.arange(len(source))))
 
 
+@pytest.mark.slow
 def test_a_student_learns_the_projected_embedding(uninterrupted, heard, tmp_path):
     folder, student, history = uninterrupted[1]["pca"]
     source, targets = heard
@@ -355,6 +356,7 @@ def test_a_new_map_gives_the_mean_and_the_same_weights_each_time(tmp_path, targe
     assert one.count_params() == student.count_params()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("reduction", "before_the_checkpoint"), [("pca", False), ("linear", False), ("linear", True)]
 )

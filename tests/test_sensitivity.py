@@ -546,6 +546,7 @@ def corpus(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_accuracy_is_that_of_the_classifier(place, tmp_path):
     data = corpus(tmp_path / "esc")
     args = argparse.Namespace(

@@ -19,7 +19,7 @@ LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
     {"files", "criteria", "quiet"},
-    {"audio", "download", "curves"},
+    {"audio", "download", "curves", "options"},
     {"plan", "windows", "datasets", "published"},
     {"filterwise", "patterns"},
     {"allocation"},
@@ -31,7 +31,7 @@ LEVELS = [
     {"surgery", "layouts", "complexity", "activations"},
     {"weights", "gradual", "scan"},
     {"training", "models", "pruner", "rigl"},
-    {"reduction"},
+    {"reduction", "schedules"},
     {"distillation"},
     {"evaluation", "embedding"},
     {"images", "edgel3"},

@@ -331,6 +331,7 @@ def random_network(program):
     return build
 
 
+@pytest.mark.slow
 @settings(
     max_examples=200, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

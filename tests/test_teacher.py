@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from classifier.features import Features
 from classifier.train import cross_validate
@@ -15,6 +16,7 @@ from l3prune.weights import load_network
 MODEL = Path(__file__).parent.parent / "models" / "l3_synthetic.h5"
 
 
+@pytest.mark.slow
 def test_embedding_is_far_above_time_averaged_mel_bands(tmp_path):
     """Ten classes, recordings from a seed that the network was not trained on."""
     corpus = make_corpus(tmp_path / "corpus", folds=3, clips_per_class_per_fold=10, seed=4)
