@@ -24,29 +24,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from study import Study, add_settings, new_parser, write_results  # beside this file
 
 from l3prune.errors import command
-from l3prune.files import atomic_write, make_folder, write_json
+from l3prune.files import atomic_write
 from l3prune.quiet import load_tensorflow
 
 CRITERIA = ("l1", "l2", "geometric_median", "geometric_median_sum", "bn_gamma", "random")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = new_parser(__doc__)
     add = parser.add_argument
-    add("--data", required=True, help="ESC-50 or ESC-10, in its own layout")
-    add("--model", required=True, help="weight file of the network")
-    add("--work", required=True, help="networks, features, classifiers; may be kept for later")
-    add("--results", required=True, help="receives results.json, table.md, plot.png")
     add("--ratios", nargs="+", type=float, default=[25, 50, 75], help="filters that go, percent")
-    add("--folds", nargs="+", type=int, help="test folds (all)")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier")
-    add("--epochs", type=int, default=8, help="of the distillation (%(default)s)")
-    add("--batch-size", type=int, default=16, help="of the distillation (%(default)s)")
-    add("--learning-rate", type=float, default=1e-3, help="of the distillation (%(default)s)")
-    add("--batch-norm", default="freeze", help="of the distillation: freeze, train (%(default)s)")
-    add("--hop-size", type=float, default=0.5, help="between windows, seconds (%(default)s)")
+    add_settings(parser)
     add("--rounds", type=int, default=30, help="of the timing (%(default)s)")
     return parser.parse_args(argv)
 
@@ -210,8 +201,6 @@ def plot(table: list[dict], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     load_tensorflow()
-    from study import Study  # beside this file; after the arguments, since it takes seconds
-
     ratios = [f"{ratio:g}" for ratio in args.ratios]
     states = [f"{criterion} {ratio} sliced" for ratio in ratios for criterion in CRITERIA]
     states += [f"l1 {ratio} fresh" for ratio in ratios]
@@ -221,16 +210,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks = {"unpruned": study.teacher}
     networks |= {ratio: prune(study.teacher, f"l1 {ratio} sliced") for ratio in ratios}
     results["costs"] = costs(networks, args.rounds)
-    # Where the files lie on this machine is nobody's business.
-    for name in ("data", "model", "work", "results"):
-        results["settings"][name] = Path(results["settings"][name]).name
     table = summarise(results)
-    folder = make_folder(args.results)
-    write_json(folder / "results.json", {**results, "summary": table})
-    with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text(markdown(table), encoding="utf-8")
-    plot(table, folder / "plot.png")
-    print(markdown(table))
+    write_results(args.results, results, table, markdown(table), plot)
 
 
 if __name__ == "__main__":

@@ -20,27 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from study import Study, add_settings, new_parser, write_results  # beside this file
 
 from l3prune.errors import command
-from l3prune.files import atomic_write, make_folder, write_json
+from l3prune.files import atomic_write
 from l3prune.quiet import load_tensorflow
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--data", required=True, help="ESC-50 or ESC-10, in its own layout")
-    add("--model", required=True, help="weight file of the network")
-    add("--work", required=True, help="networks, features, classifiers; may be kept for later")
-    add("--results", required=True, help="receives results.json, table.md, plot.png")
-    add("--sparsities", nargs="+", type=float, default=[50, 70, 80, 90, 95, 98, 99])
-    add("--folds", nargs="+", type=int, help="test folds (all)")
-    add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier")
-    add("--epochs", type=int, default=8, help="of the distillation (%(default)s)")
-    add("--batch-size", type=int, default=16, help="of the distillation (%(default)s)")
-    add("--learning-rate", type=float, default=1e-3, help="of the distillation (%(default)s)")
-    add("--batch-norm", default="freeze", help="of the distillation: freeze, train (%(default)s)")
-    add("--hop-size", type=float, default=0.5, help="between windows, seconds (%(default)s)")
+    parser = new_parser(__doc__)
+    parser.add_argument("--sparsities", nargs="+", type=float, default=[50, 70, 80, 90, 95, 98, 99])
+    add_settings(parser)
     return parser.parse_args(argv)
 
 
@@ -124,8 +114,6 @@ def plot(table: list[dict], path: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     load_tensorflow()
-    from study import Study  # beside this file; after the arguments, since it takes seconds
-
     from l3prune import graph, plan, surgery
 
     def prune(network, percent: str):
@@ -133,16 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return surgery.apply_masks(network, masks)
 
     results = Study(args, prune).run([f"{percent:g}" for percent in args.sparsities])
-    # Where the files lie on this machine is nobody's business.
-    for name in ("data", "model", "work", "results"):
-        results["settings"][name] = Path(results["settings"][name]).name
     table = summarise(results["rows"])
-    folder = make_folder(args.results)
-    write_json(folder / "results.json", {**results, "summary": table})
-    with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text(markdown(table), encoding="utf-8")
-    plot(table, folder / "plot.png")
-    print(markdown(table))
+    write_results(args.results, results, table, markdown(table), plot)
 
 
 if __name__ == "__main__":
