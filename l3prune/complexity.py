@@ -265,8 +265,12 @@ def _thop_2019(layer, node) -> int:
         written = sides.pop() if len(sides) == 1 else int(np.prod(layer.pool_size))
         return outputs * (written + isinstance(layer, _AVERAGE))
     biases = 0
-    if isinstance(layer, PRODUCERS) and layer.use_bias:
-        biases = outputs * layer.kernel.shape[-2]
+    if isinstance(layer, _LAYERS.DepthwiseConv2D) and layer.use_bias:
+        biases = outputs  # one input channel for each
+    elif isinstance(layer, PRODUCERS) and layer.use_bias:
+        # The bias of a separable convolution is of its second half, the pointwise one.
+        kernel = getattr(layer, "pointwise_kernel", None)
+        biases = outputs * (layer.kernel if kernel is None else kernel).shape[-2]
     return _macs(layer, node) + biases
 
 

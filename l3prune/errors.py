@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -46,7 +47,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     wrapped : callable (argv or None) -> int
         0 or what `main` returned; 2 after an `L3PruneError`, which is the code argparse uses for
         bad usage too, or when the system refuses a file (a name that is too long, a folder that may
-        not be searched); 130 after Ctrl-C. Any other exception is a defect and keeps its traceback.
+        not be searched); 130 after Ctrl-C; 141 when nobody reads the output any more. Any other
+        exception is a defect and keeps its traceback.
 
     Examples
     --------
@@ -65,6 +67,11 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
             # One line whatever a library put into the message it gave us.
             print("error: " + " ".join(str(error).split()), file=sys.stderr)
             return 2
+        except BrokenPipeError:
+            # Whoever read the output, such as head, has ended. Python would complain once more
+            # when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # what a shell makes of SIGPIPE
         except OSError as error:
             if error.filename is None:
                 raise

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -1395,3 +1396,17 @@ def test_bad_input_as_a_process(place, tmp_path):
     assert ended.stdout == ""
     assert ended.stderr == "error: sparsity 120 is not in percent, from 0 to below 100\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_ends_early_is_no_traceback():
+    """python -m l3prune.models list | head -1"""
+    code = "import sys; from l3prune.errors import command\n"
+    code += "@command\ndef main(argv=None):\n"
+    code += "    for _ in range(100000):\n        print('a line of a long table')\n"
+    code += "sys.exit(main())"
+    line = (
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1; echo ${{PIPESTATUS[0]}}"
+    )
+    ended = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == ["a line of a long table", "141"]
+    assert ended.stderr == ""

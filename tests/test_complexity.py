@@ -87,6 +87,9 @@ def test_the_l3_network():
             (9 * 4 * 9,) * 3,
         ),
         (layers.SeparableConv2D(5, 3, use_bias=False), (5, 5, 2), (9 * (18 + 10),) * 3),
+        # The old rule's biases: the input channels for each output.
+        (layers.SeparableConv2D(5, 3), (5, 5, 2), (252, 252 + 45 * 2, 252)),
+        (layers.DepthwiseConv2D(3), (5, 5, 2), (162, 162 + 18, 162)),
         (layers.Conv2DTranspose(3, 2, strides=2, use_bias=False), (4, 4, 5), (16 * 5 * 4 * 3,) * 3),
         (layers.Dense(7), (4,), (28, 7 * 7, 28)),
         (layers.BatchNormalization(), (4, 4, 2), (0, 128, 128)),

@@ -29,14 +29,14 @@ LEVELS = [
     {"networks", "channels"},
     {"graph"},
     {"surgery", "layouts", "complexity", "activations"},
-    {"weights", "gradual", "scan"},
+    {"weights", "gradual", "scan", "timing"},
     {"training", "models", "pruner", "rigl"},
     {"reduction", "schedules"},
     {"distillation"},
     {"evaluation", "embedding"},
-    {"images", "edgel3"},
+    {"images", "edgel3", "comparison"},
     {"openl3"},
-    {"pruning", "sensitivity", "__main__"},
+    {"pruning", "sensitivity", "compare", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 WITHOUT_TENSORFLOW = set().union(*LEVELS[:7])
@@ -167,6 +167,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.models fetch",
         "l3prune.pruning",
         "l3prune.sensitivity",
+        "l3prune.compare",
         "l3prune.datasets.synthetic",
         "classifier.__main__",
         "classifier.__main__ features",
