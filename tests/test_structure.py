@@ -20,7 +20,7 @@ LEVELS = [
     {"errors"},
     {"files", "criteria", "quiet"},
     {"audio", "download", "curves", "options"},
-    {"plan", "windows", "datasets", "published"},
+    {"plan", "windows", "datasets", "published", "sparse"},
     {"filterwise", "patterns"},
     {"allocation"},
     {"budget"},

@@ -1,0 +1,309 @@
+"""What the steps of a program become: which are done together, and in which layouts.
+
+A map in lanes has L rows in each vector: with J = ceil(rows / L), lane l of vector (j, column) is
+row l * J + j. Neighbouring rows are then in neighbouring vectors, so that each tap of a 3 x 3
+convolution is one vector for L outputs; the rows beside a lane's first and last are copies. Twice
+as many rows in twice as large a J are in the same lane, so that 2 x 2 pooling stays in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from l3prune.errors import ParameterError
+from l3prune.sparse.program import (
+    Affine,
+    Convolution,
+    Dense,
+    Flatten,
+    GlobalPooling,
+    Pooling,
+    Program,
+    Step,
+)
+
+#: Maps are pooled in their lanes if that makes J at most so many times what the rows need.
+_WASTE = 1.2
+
+#: Values of one map, at most; places in the working memory are 32-bit.
+_MAX_VALUES = 2**28
+
+#: Sizes of kernels, along either axis, that the fast kernel has.
+FAST_KERNELS = (1, 3)
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Steps that are done in one pass over a map.
+
+    Attributes
+    ----------
+    step : Convolution, Affine, Pooling, GlobalPooling, Dense or None
+        None copies from one layout to another.
+    shape, output : (int, int, int)
+        Rows, columns, channels of what is read and written.
+    affine : Affine or None
+        Done in the same pass, behind a tiled convolution.
+    pooling : Pooling or None
+        Done in the same pass behind that.
+    tiled : bool
+        A convolution of at most 3 x 3 taps, stride 1, "same": the fast kernel's.
+    lane_rows : int
+        Of a tiled convolution: J.
+    flat : bool
+        What is written must be channels last.
+
+    Examples
+    --------
+    >>> Operation(None, (4, 4, 1), (4, 4, 1)).name
+    'layout'
+    """
+
+    step: Step | None
+    shape: Shape
+    output: Shape
+    affine: Affine | None = None
+    pooling: Pooling | None = None
+    tiled: bool = False
+    lane_rows: int = 0
+    flat: bool = False
+
+    @property
+    def name(self) -> str:
+        """The steps' names."""
+        steps = (self.step, self.affine, self.pooling)
+        return "+".join(step.name for step in steps if step is not None) or "layout"
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of weights that are not zero, for one input."""
+        places = self.output[0] * self.output[1]
+        if self.pooling is not None:
+            places = self.shape[0] * self.shape[1]
+        if isinstance(self.step, Convolution | Dense):
+            return places * int(np.count_nonzero(self.step.kernel))
+        return 0
+
+
+def plan(program: Program, lanes: int) -> list[Operation]:
+    """The operations of a program, in order.
+
+    Raises
+    ------
+    ParameterError
+        The program's shapes do not fit together; the message names the step.
+
+    Examples
+    --------
+    >>> program = Program("none", (4, 4, 1), ())
+    >>> [operation.name for operation in plan(program, 16)]
+    ['layout']
+    """
+    operations: list[Operation] = []
+    shape = _checked_shape(program.name, program.shape)
+    vector = False
+    for step in program.steps:
+        output = output_shape(step, shape, vector)
+        if isinstance(step, Flatten):
+            if operations:
+                operations[-1] = replace(operations[-1], flat=True)
+        else:
+            tiled = (
+                isinstance(step, Convolution)
+                and step.strides == (1, 1)
+                and step.padding == "same"
+                and set(step.kernel.shape[:2]) <= set(FAST_KERNELS)
+                and not vector
+            )
+            operations.append(Operation(step, shape, output, tiled=tiled))
+        vector = vector or isinstance(step, Flatten | GlobalPooling)
+        shape = output
+    operations = _lanes(_fused(operations), lanes)
+    end = Operation(None, program.shape, program.shape)
+    if operations:
+        operations[-1] = replace(operations[-1], flat=True)
+        end = Operation(None, operations[-1].output, operations[-1].output)
+    laid: list[Operation] = []
+    for operation in operations or [end]:
+        if operation.tiled and not laid:
+            laid.append(Operation(None, operation.shape, operation.shape))
+        laid.append(operation)
+        if operation.tiled and operation.flat:
+            laid.append(Operation(None, operation.output, operation.output, flat=True))
+    laid[-1] = replace(laid[-1], flat=True)
+    return laid
+
+
+def gives_vector(program: Program) -> bool:
+    """Whether outputs are vectors, not maps.
+
+    Examples
+    --------
+    >>> gives_vector(Program("flat", (4, 4, 1), (Flatten("flatten"),)))
+    True
+    """
+    return any(isinstance(step, Flatten | GlobalPooling) for step in program.steps)
+
+
+def padded(size: int, window: int, stride: int, padding: str) -> tuple[int, int]:
+    """(outputs, zeros in front) along one axis, as TensorFlow counts them.
+
+    Examples
+    --------
+    >>> padded(5, 3, 2, "same"), padded(4, 3, 2, "same"), padded(5, 3, 2, "valid")
+    ((3, 1), (2, 0), (2, 0))
+    """
+    if padding == "valid":
+        return (size - window) // stride + 1, 0
+    outputs = -(-size // stride)
+    return outputs, max((outputs - 1) * stride + window - size, 0) // 2
+
+
+def output_shape(step: Step, shape: Shape, vector: bool = False) -> Shape:
+    """What a step makes of a map; vectors of N values are (1, 1, N).
+
+    Raises
+    ------
+    ParameterError
+        The step is not one for such a map, or is wrong in itself.
+
+    Examples
+    --------
+    >>> output_shape(Pooling("pool", "max", (2, 2), (2, 2)), (5, 4, 8))
+    (2, 2, 8)
+    """
+    if vector and isinstance(step, Convolution | Pooling | GlobalPooling):
+        raise ParameterError(
+            f"layer {step.name} takes maps and comes behind Flatten or global pooling"
+        )
+    rows, columns, channels = shape
+    if isinstance(step, Convolution):
+        _check_array(step, "kernel", (*_sizes(step, step.kernel.shape[:2]), channels, None))
+        _check_array(step, "bias", (step.kernel.shape[3],))
+        rows, columns = _windows(step, step.kernel.shape[:2], shape)
+        channels = step.kernel.shape[3]
+    elif isinstance(step, Affine):
+        _check_array(step, "scale", (channels,))
+        _check_array(step, "offset", (channels,))
+    elif isinstance(step, Pooling):
+        rows, columns = _windows(step, step.size, shape)
+    elif isinstance(step, GlobalPooling):
+        rows = columns = 1
+    elif isinstance(step, Flatten):
+        rows, columns, channels = 1, 1, rows * columns * channels
+    elif isinstance(step, Dense):
+        if not vector and (rows, columns) != (1, 1):
+            raise ParameterError(
+                f"layer {step.name} is dense and takes a vector, not maps of shape {shape}; put "
+                "Flatten or global pooling in front"
+            )
+        _check_array(step, "kernel", (channels, None))
+        _check_array(step, "bias", (step.kernel.shape[1],))
+        channels = step.kernel.shape[1]
+    else:
+        raise ParameterError(f"{step!r} is no step that the sparse engine knows")
+    if isinstance(step, Pooling | GlobalPooling) and step.kind not in ("max", "average"):
+        raise ParameterError(f"layer {step.name}: pooling {step.kind!r} is not max or average")
+    return _checked_shape(f"layer {step.name}", (rows, columns, channels))
+
+
+def _windows(step: Convolution | Pooling, size: Sequence[int], shape: Shape) -> tuple[int, int]:
+    if step.padding not in ("same", "valid"):
+        raise ParameterError(f"layer {step.name}: padding {step.padding!r} is not same or valid")
+    _sizes(step, size)
+    _sizes(step, step.strides)
+    outputs = []
+    for axis in (0, 1):
+        if step.padding == "valid" and size[axis] > shape[axis]:
+            raise ParameterError(
+                f"layer {step.name}: windows of {tuple(size)} do not fit into maps of {shape[:2]}"
+            )
+        outputs.append(padded(shape[axis], size[axis], step.strides[axis], step.padding)[0])
+    return outputs[0], outputs[1]
+
+
+def _sizes(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
+    if len(sizes) != 2 or not all(1 <= size <= 2**15 for size in sizes):
+        raise ParameterError(f"layer {step.name}: {tuple(sizes)} are no two sizes in 1 … 32768")
+    return int(sizes[0]), int(sizes[1])
+
+
+def _check_array(step: Step, name: str, shape: tuple[int | None, ...]) -> None:
+    array = getattr(step, name)
+    if (
+        not isinstance(array, np.ndarray)
+        or array.dtype != np.float32
+        or array.ndim != len(shape)
+        or any(
+            given != wanted
+            for given, wanted in zip(array.shape, shape, strict=True)
+            if wanted is not None
+        )
+    ):
+        given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else repr(array)
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ParameterError(f"layer {step.name}: {name} is {given}, not float32 ({wanted})")
+
+
+def _checked_shape(name: str, shape: Shape) -> Shape:
+    if len(shape) != 3 or not all(size >= 1 for size in shape) or math.prod(shape) > _MAX_VALUES:
+        raise ParameterError(
+            f"{name}: maps of shape {tuple(shape)}; the sparse engine takes (rows, columns, "
+            f"channels) of 1 and more, at most {_MAX_VALUES} values"
+        )
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+def _fused(operations: list[Operation]) -> list[Operation]:
+    """Tiled convolutions take in the affine step and the pooling behind them."""
+    fused: list[Operation] = []
+    for operation in operations:
+        before = fused[-1] if fused else None
+        step = operation.step
+        if before is not None and before.tiled and not before.flat and before.pooling is None:
+            if isinstance(step, Affine) and not step.relu and before.affine is None:
+                fused[-1] = replace(before, affine=step, flat=operation.flat)
+                continue
+            if (
+                isinstance(step, Pooling)
+                and (step.kind, step.size, step.strides) == ("max", (2, 2), (2, 2))
+                and (step.padding == "valid" or not any(size % 2 for size in before.output[:2]))
+            ):
+                fused[-1] = replace(
+                    before, pooling=step, output=operation.output, flat=operation.flat
+                )
+                continue
+        fused.append(operation)
+    return fused
+
+
+def _lanes(operations: list[Operation], lanes: int) -> list[Operation]:
+    """J of each tiled convolution, from the last to the first; pooling that does not suit it is
+    taken out again."""
+    laid: list[Operation] = []
+    for operation in reversed(operations):
+        if not operation.tiled:
+            laid.insert(0, operation)
+            continue
+        own = -(-operation.shape[0] // lanes)
+        following = laid[0].lane_rows if laid and laid[0].tiled else 0
+        if operation.flat:
+            following = 0
+        if operation.pooling is None:
+            laid.insert(0, replace(operation, lane_rows=following or own))
+            continue
+        wanted = 2 * following if following else own + own % 2
+        if own <= wanted <= _WASTE * own:
+            laid.insert(0, replace(operation, lane_rows=wanted))
+            continue
+        between = (*operation.shape[:2], operation.output[2])
+        pooling = Operation(operation.pooling, between, operation.output, flat=operation.flat)
+        laid.insert(0, pooling)
+        laid.insert(0, replace(operation, pooling=None, output=between, lane_rows=own, flat=False))
+    return laid
