@@ -211,6 +211,20 @@ def test_waveforms(tiny):
     np.testing.assert_array_equal(model(windows[:, 0]), behind(spectrogram))
 
 
+@pytest.mark.parametrize(
+    ("values", "tolerance"), [("float32", 0), ("float16", 2e-3), ("int8", 3e-2)]
+)
+def test_saved_and_loaded(tiny, tmp_path, values, tolerance):
+    model = SparseModel.from_network(tiny)
+    losses = model.save(tmp_path / "tiny.l3s", values)
+    assert losses.keys() == {step.name for step in model.program.steps if hasattr(step, "kernel")}
+    loaded = SparseModel.load(tmp_path / "tiny.l3s", threads=1)
+    assert loaded.threads == 1
+    x = noise(tiny)
+    assert relative_error(loaded(x), model(x)) <= tolerance
+    assert loaded.input_shape == model.input_shape
+
+
 @pytest.mark.shared
 def test_published_network(sea64, reference):
     model = SparseModel.from_network(sea64)

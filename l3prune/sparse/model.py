@@ -18,7 +18,9 @@ import numpy as np
 from l3prune.audio import as_array, log_spectrogram
 from l3prune.errors import ParameterError
 from l3prune.sparse import kernels
+from l3prune.sparse.coding import Loss
 from l3prune.sparse.convert import program_of
+from l3prune.sparse.packed import load_program, save_program
 from l3prune.sparse.program import Program
 from l3prune.sparse.schedule import Schedule, aligned_zeros, make_schedule
 
@@ -131,6 +133,15 @@ class SparseModel:
     def from_network(cls, network: Any, **options: Any) -> SparseModel:
         """A model of a Keras network; see `convert.program_of`."""
         return cls(program_of(network), **options)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **options: Any) -> SparseModel:
+        """A model of a packed file; see `packed.load_program`."""
+        return cls(load_program(path), **options)
+
+    def save(self, path: str | os.PathLike[str], values: str = "float32") -> dict[str, Loss]:
+        """Write a packed file, atomically; see `packed.save_program`."""
+        return save_program(self.program, path, values)
 
     @property
     def threads(self) -> int:
