@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,27 +65,13 @@ def prune(network, state: str):
 def costs(networks: dict, rounds: int) -> dict[str, dict[str, float]]:
     """MACs, bytes and milliseconds of each network."""
     from l3prune.evaluation import measure
-    from l3prune.networks import create_network, inference, l3, network_config
+    from l3prune.timing import latency
 
-    timed = {}
-    for name, network in networks.items():
-        config = network_config(network)
-        heard = create_network(config.name, **{**config.arguments, "input": "log_mel"})
-        heard.set_weights(network.get_weights())
-        timed[name] = inference(heard)
-    window = np.zeros((1, *l3.front_end(network).shape, 1), np.float32)
-    times: dict[str, list[float]] = {name: [] for name in timed}
-    for number in range(rounds + 1):
-        for name, infer in timed.items():
-            start = time.perf_counter()
-            for _ in range(5):
-                infer(window)
-            if number:  # the first round compiles
-                times[name].append((time.perf_counter() - start) / 5)
+    times = latency(networks, rounds=rounds)
     return {
         name: {
             **{key: measure(network)[key] for key in ("macs", "bytes")},
-            "ms": 1000 * float(np.median(times[name])),
+            "ms": float(np.median(times[name])),
         }
         for name, network in networks.items()
     }
