@@ -47,6 +47,7 @@ def _features(arguments: argparse.Namespace) -> None:
         hop_size=arguments.hop_size,
         folds=arguments.fold,
         batch_size=arguments.batch_size,
+        engine=arguments.engine,
         quiet=arguments.quiet,
     )
     print(f"{written} clips embedded into {arguments.output_dir}")
@@ -250,6 +251,11 @@ def _add_features(commands: Any) -> argparse.ArgumentParser:
         "--fold", type=int, nargs="+", metavar="K", help="only these folds; all by default"
     )
     _add_batch_size(features)
+    features.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="dense, sparse or auto, as python -m l3prune has it (dense; sparse for packed files)",
+    )
     features.add_argument(
         "--augmented",
         action="store_true",

@@ -37,6 +37,7 @@ def extract_features(
     hop_size: float = 0.1,
     folds: Collection[int] | None = None,
     batch_size: int = 32,
+    engine: str | None = None,
     quiet: bool = False,
 ) -> int:
     """Embed every clip of a corpus, one file per clip.
@@ -50,7 +51,7 @@ def extract_features(
     ----------
     dataset : Dataset
         From `l3prune.datasets.load_dataset`.
-    model : str, path-like or keras.Model
+    model : str, path-like, keras.Model or SparseModel
         The embedding network, as `l3prune.embedding.load_model` takes it.
     output_dir : str or path-like
         Receives `features.json` and `fold{k}/<stem>.npz` with X (frames, D) float32 and y, the
@@ -61,6 +62,9 @@ def extract_features(
         Only these folds; default all.
     batch_size : int
         Frames that the network sees at once.
+    engine : str or None
+        As `l3prune.get_embedding` takes it. None is "dense" but for a packed file, so that the
+        last digits of features do not depend on a network's sparsity.
     quiet : bool
         Show no progress bar.
 
@@ -123,7 +127,7 @@ def extract_features(
         if _is_done(path, clip.target):
             continue
         try:
-            frames = embed_file(clip.path, network, hop_size, batch_size)
+            frames = embed_file(clip.path, network, hop_size, batch_size, engine)
         except L3PruneError as error:
             failed.append(str(error))
             continue
@@ -223,7 +227,11 @@ def read_features(features_dir: str | os.PathLike[str]) -> Features:
 
 
 def embed_file(
-    path: str | os.PathLike[str], network: Any, hop_size: float, batch_size: int = 32
+    path: str | os.PathLike[str],
+    network: Any,
+    hop_size: float,
+    batch_size: int = 32,
+    engine: str | None = None,
 ) -> np.ndarray:
     """Frames of one audio file, cut and padded as `extract_features` does.
 
@@ -235,6 +243,8 @@ def embed_file(
         Seconds between frames.
     batch_size : int
         Frames that the network sees at once.
+    engine : str or None
+        As `extract_features` takes it.
 
     Returns
     -------
@@ -266,6 +276,7 @@ def embed_file(
             hop_size=hop_size,
             center=False,
             batch_size=batch_size,
+            engine=engine or ("sparse" if hasattr(network, "program") else "dense"),
         )
     except L3PruneError as error:
         raise L3PruneError(f"{path}: {error}") from error
@@ -308,6 +319,8 @@ def network_sha256(network: Any) -> str:
     >>> len(network_sha256(create_network("sea64")))
     64
     """
+    if hasattr(network, "program"):  # a packed file's
+        return network.program.sha256
     kinds = [type(layer).__name__ for layer in network.layers]
     digest = hashlib.sha256(repr((kinds, network.output_shape)).encode())
     for weights in network.get_weights():

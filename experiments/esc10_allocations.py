@@ -28,7 +28,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from study import Study, add_settings, new_parser, write_results  # beside this file
@@ -36,9 +36,11 @@ from study import Study, add_settings, new_parser, write_results  # beside this 
 from l3prune.budget import parse_budget
 from l3prune.curves import curves, tidy
 from l3prune.errors import ParameterError, command
-from l3prune.files import atomic_write
 from l3prune.plan import plan_global, plan_layerwise
 from l3prune.quiet import load_tensorflow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: The first is what the others are compared with.
 ALLOCATIONS = ("uniform", "erk", "sensitivity", "global")
@@ -289,7 +291,7 @@ def _reading(folds: int, count: int) -> str:
     )
 
 
-def plot(table: list[dict], path: Path) -> None:
+def plot(table: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 7.5), layout="constrained")
@@ -325,8 +327,7 @@ def plot(table: list[dict], path: Path) -> None:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     figure.suptitle("mean over folds and classifier seeds; small dots: folds", fontsize=10)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 @command
@@ -349,8 +350,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     results["lists"] = {
         state: {fold: lists.amounts(state, fold) for fold in study.folds} for state in states
     }
-    table = summarise(results["rows"])
-    write_results(args.results, results, table, markdown(table, results["lists"]), plot)
+    results["summary"] = table = summarise(results["rows"])
+    write_results(args.results, results, markdown(table, results["lists"]), lambda: plot(table))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+from study import new_parser, write_results  # beside this file
 
 from classifier.features import extract_features, read_features, versions
 from classifier.inputs import MODES, Inputs
@@ -26,19 +28,18 @@ from classifier.results import CrossValidation, FoldResult
 from classifier.train import cross_validate
 from l3prune.datasets import load_dataset
 from l3prune.errors import command
-from l3prune.files import atomic_write, make_folder, read_json, write_json
+from l3prune.files import make_folder, read_json, write_json
 from l3prune.quiet import load_tensorflow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NAMES = {"mlp": "MLP", "svm": "SVM", "rf": "random forest"}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = new_parser(__doc__)
     add = parser.add_argument
-    add("--data", required=True, help="ESC-50 or ESC-10, in its own layout")
-    add("--model", required=True, help="weight file of the network")
-    add("--work", required=True, help="features, classifiers; may be kept for later")
-    add("--results", required=True, help="receives results.json, table.md, plot.png")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of MLP and random forest")
     add("--hop-size", type=float, default=0.1, help="between windows, seconds (%(default)s)")
     return parser.parse_args(argv)
@@ -101,7 +102,7 @@ def markdown(rows: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(rows: list[dict], path: Path) -> None:
+def plot(rows: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.5, 4), layout="constrained")
@@ -126,8 +127,7 @@ def plot(rows: list[dict], path: Path) -> None:
     axes.set_title("mean ± std over folds and seeds; dots: each of them", fontsize=10)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(loc="upper right", ncols=2)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 @command
@@ -135,17 +135,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     load_tensorflow()
     rows = run(args)
-    folder = make_folder(args.results)
-    settings = dict(vars(args))
-    # Where the files lie on this machine is nobody's business.
-    for name in ("data", "model", "work", "results"):
-        settings[name] = Path(settings[name]).name
-    results = {"settings": settings, "versions": versions(), "rows": rows}
-    write_json(folder / "results.json", results)
-    with atomic_write(folder / "table.md") as temporary:
-        temporary.write_text(markdown(rows), encoding="utf-8")
-    plot(rows, folder / "plot.png")
-    print(markdown(rows))
+    results = {"settings": vars(args), "versions": versions(), "rows": rows}
+    write_results(args.results, results, markdown(rows), lambda: plot(rows))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from study import Study, add_settings, new_parser, write_results  # beside this file
 
 from l3prune.errors import command
-from l3prune.files import atomic_write
 from l3prune.quiet import load_tensorflow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CRITERIA = ("l1", "l2", "geometric_median", "geometric_median_sum", "bn_gamma", "random")
 
@@ -131,7 +133,7 @@ def _costs(row: dict) -> str:
     return f"{row['macs'] / 1e6:.1f} M | {row['bytes'] / 1000:.0f} k | {row['ms']:.2f} |"
 
 
-def plot(table: list[dict], path: Path) -> None:
+def plot(table: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -178,8 +180,7 @@ def plot(table: list[dict], path: Path) -> None:
     for axes in (left, right):
         axes.legend(fontsize=8)
     figure.suptitle("mean over folds and classifier seeds (left: ± std)", fontsize=10)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 @command
@@ -195,8 +196,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     networks = {"unpruned": study.teacher}
     networks |= {ratio: prune(study.teacher, f"l1 {ratio} sliced") for ratio in ratios}
     results["costs"] = costs(networks, args.rounds)
-    table = summarise(results)
-    write_results(args.results, results, table, markdown(table), plot)
+    results["summary"] = table = summarise(results)
+    write_results(args.results, results, markdown(table), lambda: plot(table))
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from study import Study, add_settings, new_parser, write_results  # beside this file
 
 from l3prune.errors import command
-from l3prune.files import atomic_write
 from l3prune.quiet import load_tensorflow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,7 +75,7 @@ def markdown(table: list[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(table: list[dict], path: Path) -> None:
+def plot(table: list[dict]) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -106,8 +108,7 @@ def plot(table: list[dict], path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.legend()
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120)
+    return figure
 
 
 @command
@@ -121,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return surgery.apply_masks(network, masks)
 
     results = Study(args, prune).run([f"{percent:g}" for percent in args.sparsities])
-    table = summarise(results["rows"])
-    write_results(args.results, results, table, markdown(table), plot)
+    results["summary"] = table = summarise(results["rows"])
+    write_results(args.results, results, markdown(table), lambda: plot(table))
 
 
 if __name__ == "__main__":

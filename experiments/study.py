@@ -18,16 +18,18 @@ from l3prune.datasets import Dataset, load_dataset
 from l3prune.files import atomic_write, make_folder, read_json, write_json
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from l3prune.windows import AudioFiles
 
 
 def new_parser(doc: str) -> argparse.ArgumentParser:
-    """A parser of the folders; a study's own arguments and `add_settings` follow."""
+    """A parser of the folders; an experiment's own arguments follow."""
     parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     add = parser.add_argument
     add("--data", required=True, help="ESC-50 or ESC-10, in its own layout")
     add("--model", required=True, help="weight file of the network")
-    add("--work", required=True, help="networks, features, classifiers; may be kept for later")
+    add("--work", required=True, help="what is made on the way; may be kept for later")
     add("--results", required=True, help="receives results.json, table.md, plot.png")
     return parser
 
@@ -44,24 +46,18 @@ def add_settings(parser: argparse.ArgumentParser, epochs: int = 8) -> None:
     add("--hop-size", type=float, default=0.5, help="between windows, seconds (%(default)s)")
 
 
-def write_results(
-    folder: str,
-    results: dict,
-    summary: list[dict],
-    table: str,
-    plot: Callable[[list[dict], Path], None],
-) -> None:
+def write_results(folder: str, results: dict, table: str, plot: Callable[[], Figure]) -> None:
     """Write results.json, table.md and plot.png; print the table."""
     # Where the files lie on this machine is nobody's business.
     names = {
         name: Path(results["settings"][name]).name for name in ("data", "model", "work", "results")
     }
-    results = {**results, "settings": {**results["settings"], **names}}
     path = make_folder(folder)
-    write_json(path / "results.json", {**results, "summary": summary})
+    write_json(path / "results.json", {**results, "settings": {**results["settings"], **names}})
     with atomic_write(path / "table.md") as temporary:
         temporary.write_text(table, encoding="utf-8")
-    plot(summary, path / "plot.png")
+    with atomic_write(path / "plot.png") as temporary:
+        plot().savefig(temporary, dpi=120)
     print(table)
 
 

@@ -41,7 +41,7 @@ _WEIGHTS = {
 _ONLY = {
     "audio": (
         *(flag for flag in _WEIGHTS["audio"] if flag not in _WEIGHTS["image"]),
-        *("hop_size", "no_centering", "batch_size"),
+        *("hop_size", "no_centering", "batch_size", "engine"),
     ),
     "image": ("image_embedding_size", "image_batch_size"),
 }
@@ -89,6 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="windows computed at once, at most (32)",
     )
+    audio.add_argument(
+        "--engine",
+        metavar="NAME",
+        help="sparse: by the weights that are not zero; dense: TensorFlow; auto: the faster one by "
+        "what is left of the network (auto)",
+    )
 
     network = parser.add_argument_group(
         "network", "a file or a name, or what chooses one of EdgeL3's or OpenL3's published weights"
@@ -96,8 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     add = network.add_argument
     add(
         "--model",
-        help="weight file (.h5, .h5.gz), or a name of `python -m l3prune.models list`; default: "
-        "edgel3:sparse-95.45-ft",
+        help="weight file (.h5, .h5.gz), packed file (.l3p), or a name of `python -m "
+        "l3prune.models list`; default: edgel3:sparse-95.45-ft",
     )
     add("--model-type", "-mtype", metavar="TYPE", help="EdgeL3: sparse or sea (sparse)")
     add("--emb-dim", "-e", type=int, metavar="N", help="EdgeL3, sea: 512, 256, 128 or 64 (128)")
@@ -160,14 +166,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if word == "audio" and args.model is None:
         weights.setdefault("content_type", "music")  # OpenL3's
     files = _find(args.inputs, kind)
-    from l3prune import models
+    from l3prune.sparse import is_packed
 
     chosen: tuple[str, dict[str, Any]] = (args.model, {})
-    if args.model is None:
-        chosen = (models.select_image if kind == "image" else models.select)(**weights)
-    models.locate(chosen[0])  # a wrong name shows before TensorFlow has started
+    if args.model is None or not is_packed(args.model):  # a packed file needs no TensorFlow
+        from l3prune import models
 
-    load_tensorflow()
+        if args.model is None:
+            chosen = (models.select_image if kind == "image" else models.select)(**weights)
+        models.locate(chosen[0])  # a wrong name shows before TensorFlow has started
+        load_tensorflow()
     from l3prune.embedding import load_model, output_path
 
     outputs: dict[Path, Path] = {}
@@ -180,12 +188,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 "with different --suffix or --output-dir"
             )
     model = load_model(chosen[0], **chosen[1])
-    process = _images(args, model) if kind == "image" else _audio(args, model)
+    told, process = _images(args, model) if kind == "image" else _audio(args, model)
     wanted = [path for output, path in outputs.items() if args.overwrite or not output.is_file()]
     kept = len(outputs) - len(wanted)
     if kept and not args.quiet:
         print(f"kept: {kept} outputs that exist already; --overwrite makes them anew")
-    return _process_all(wanted, process, args, nothing_kept=not kept)
+    return _process_all(wanted, process, args, told, nothing_kept=not kept)
 
 
 def _find(inputs: Sequence[str], kind: str) -> list[Path]:
@@ -203,13 +211,17 @@ def _find(inputs: Sequence[str], kind: str) -> list[Path]:
     return files
 
 
-def _audio(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
+def _audio(args: argparse.Namespace, model: Any) -> tuple[str, Callable[..., Path]]:
+    """What to tell of the computation, and what computes one file."""
     import numpy as np
 
     from l3prune.embedding import L3PruneWarning, get_embedding, process_file
+    from l3prune.engines import choose_engine
 
+    engine = choose_engine(model, args.engine or "auto")
     options = {
         "model": model,
+        "engine": engine.name,
         "hop_size": 0.1 if args.hop_size is None else args.hop_size,
         "center": not args.no_centering,
         "batch_size": 32 if args.batch_size is None else args.batch_size,
@@ -218,10 +230,12 @@ def _audio(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
         # Wrong options show here, once, and not as a reason to skip every file.
         warnings.simplefilter("ignore", L3PruneWarning)
         get_embedding(np.zeros(1), 8000, **options)
-    return functools.partial(process_file, verbose=not args.quiet, **options)
+    return f"engine: {engine.name} ({engine.reason})", functools.partial(
+        process_file, verbose=not args.quiet, **options
+    )
 
 
-def _images(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
+def _images(args: argparse.Namespace, model: Any) -> tuple[str, Callable[..., Path]]:
     import numpy as np
 
     from l3prune.images import get_image_embedding, process_image_file
@@ -229,13 +243,14 @@ def _images(args: argparse.Namespace, model: Any) -> Callable[..., Path]:
     # Refuses other networks once, and not for every file.
     size = 32 if args.image_batch_size is None else args.image_batch_size
     get_image_embedding(np.ones((224, 224, 3)), model=model, batch_size=size)
-    return functools.partial(process_image_file, model=model)
+    return "", functools.partial(process_image_file, model=model)
 
 
 def _process_all(
     paths: Sequence[Path],
     process: Callable[..., Path],
     args: argparse.Namespace,
+    told: str,
     *,
     nothing_kept: bool,
 ) -> int:
@@ -245,6 +260,8 @@ def _process_all(
 
     folder = new_folder(args.output_dir) if args.output_dir else contextlib.nullcontext()
     with folder:
+        if told and not args.quiet:
+            print(told)
         skipped = 0
         for path in tqdm(paths, unit="file", disable=args.quiet or None):
             lines = []

@@ -124,12 +124,11 @@ def apoz(network: keras.Model, batches: Batches) -> dict[str, np.ndarray]:
 
     Examples
     --------
-    >>> inputs = keras.Input((1, 2, 1))
-    >>> conv = keras.layers.Conv2D(2, 1, activation="relu", name="conv")
-    >>> network = keras.Model(inputs, conv(inputs))
-    >>> network.set_weights([np.array([[[[1.0, -2.0]]]]), np.array([2.0, 0.0])])
-    >>> apoz(network, iter([(np.array([[[[3.0], [-1.0]]]]), None)]))["conv"].tolist()
-    [1.0, 0.5]
+    >>> inputs = keras.Input((1, 4, 1))
+    >>> conv = keras.layers.Conv2D(1, 1, activation="relu", kernel_initializer="ones", name="conv")
+    >>> batch = np.array([[[[3.0], [-1.0], [2.0], [4.0]]]]), None
+    >>> apoz(keras.Model(inputs, conv(inputs)), iter([batch]))["conv"].tolist()
+    [0.75]
     """
     return _mean_of(network, batches, lambda activation: tf.cast(activation > 0, tf.float32))
 

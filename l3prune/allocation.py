@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from l3prune.checks import is_integer
 from l3prune.errors import ParameterError
-from l3prune.plan import check_fraction, is_integer
+from l3prune.plan import check_fraction
 
 
 @dataclass(frozen=True)

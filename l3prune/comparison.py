@@ -14,6 +14,7 @@ import tf_keras as keras
 
 from l3prune import graph, surgery
 from l3prune.channels import named_layers
+from l3prune.checks import check_whole
 from l3prune.complexity import (
     CONVENTIONS,
     LayerComplexity,
@@ -23,7 +24,7 @@ from l3prune.complexity import (
 from l3prune.errors import ParameterError
 from l3prune.evaluation import Report, measure
 from l3prune.files import atomic_write, write_json
-from l3prune.timing import CALLS, check_count, check_sizes, latency
+from l3prune.timing import CALLS, check_sizes, latency
 from l3prune.training import environment
 
 #: The figures of a whole network, and what people call them.
@@ -353,8 +354,8 @@ def compare(
     """
     if not networks:
         raise ParameterError("no networks to compare; give at least one")
-    check_count("rounds", rounds, 0)
-    check_count("batch_size", batch_size, 1)
+    check_whole("rounds", rounds, 0)
+    check_whole("batch_size", batch_size, 1)
     totals, layers = {}, {}
     for name, network in networks.items():
         check_sizes(name, network)

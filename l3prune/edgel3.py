@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from l3prune import __version__, embedding, models
+from l3prune import __version__, embedding, engines, models
 from l3prune.audio import as_array
 from l3prune.embedding import L3PruneWarning, get_output_path
 from l3prune.errors import L3PruneError, ParameterError
@@ -160,7 +160,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """The model as the embedding's functions take it, after edgel3's checks in its order."""
     if model is not None:
-        model = embedding.load_model(model)
+        model = engines.load_model(model)
     weights = {
         "model_type": model_type,
         "emb_dim": emb_dim,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import numbers
 import operator
 import os
@@ -12,32 +10,41 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tf_keras as keras
 
-from l3prune import models
 from l3prune.audio import (
     BLOCK_SECONDS,
     as_array,
     count_windows,
-    log_spectrogram,
     mono_blocks,
     open_audio,
     read_blocks,
     window_blocks,
 )
+from l3prune.engines import Engine, choose_engine, choose_model, load_model
 from l3prune.errors import ParameterError
 from l3prune.files import atomic_write, new_folder
-from l3prune.networks import inference, l3
-from l3prune.weights import load_network
 
-#: Bytes of a network's largest activation that are computed at once: mel256 takes ten windows, and
-#: is as fast with them as with 32 in half the memory.
-_MAX_ACTIVATION = 128 * 2**20
+if TYPE_CHECKING:
+    from l3prune.engines import Model
+
+__all__ = [
+    "L3PruneWarning",
+    "check_batch_size",
+    "doubts",
+    "get_embedding",
+    "get_output_path",
+    "is_positive",
+    "load_model",
+    "output_path",
+    "pair_up",
+    "process_file",
+    "warn",
+]
 
 
 class L3PruneWarning(UserWarning):
@@ -49,58 +56,6 @@ class L3PruneWarning(UserWarning):
     """
 
 
-def load_model(model: str | os.PathLike[str] | keras.Model, **arguments: Any) -> keras.Model:
-    """The network that a `model` argument names.
-
-    A file is read again only when it has changed, so that calls share one network: do not train or
-    change it, but one of `weights.load_network` or `models.load`.
-
-    Parameters
-    ----------
-    model : str, path-like or keras.Model
-        A weight file; a name of published weights, such as "edgel3:sparse-95.45-ft" or
-        "openl3:mel256-music-6144" (`python -m l3prune.models list`); or a loaded network, which is
-        given back.
-    **arguments
-        For `weights.load_network`, such as `embedding_size`.
-
-    Raises
-    ------
-    ParameterError
-        Neither a path, nor a published name, nor a network; or arguments for a loaded network.
-    L3PruneError
-        See `weights.load_network` and `models.fetch`.
-
-    Examples
-    --------
-    >>> load_model("model.h5")
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: no such weight file: model.h5; published weights have names ...
-    """
-    if isinstance(model, keras.Model):
-        if arguments:
-            raise ParameterError(
-                f"a loaded network is what it is; leave out {', '.join(arguments)}, or give a path"
-            )
-        return model
-    if not isinstance(model, str | os.PathLike):
-        raise ParameterError(
-            f"model={model!r} is neither a weight file's path, nor the name of published weights, "
-            "nor a loaded network"
-        )
-    path, name, published = models.locate(model)
-    arguments = {**published, **arguments}
-    state = path.stat()
-    key = (state.st_mtime_ns, state.st_size, state.st_ino)
-    return _loaded(path.resolve(), key, name, json.dumps(arguments, sort_keys=True))
-
-
-@functools.lru_cache(maxsize=4)
-def _loaded(path: Path, state: tuple[int, ...], name: str | None, arguments: str) -> keras.Model:
-    return load_network(path, name, **json.loads(arguments))
-
-
 def get_embedding(
     audio,
     sr,
@@ -109,6 +64,7 @@ def get_embedding(
     center=True,
     hop_size=0.1,
     batch_size=32,
+    engine="auto",
     verbose=False,
     **weights,
 ):
@@ -123,16 +79,18 @@ def get_embedding(
         In [-1, 1]. Channels are averaged, and resampled to the network's rate.
     sr : float or list of float
         Sample rate in Hz; one for all recordings, or one each.
-    model : str, path-like, keras.Model or None
-        See `load_model`. None takes the published weights that `weights` describe.
+    model : str, path-like, keras.Model, SparseModel or None
+        See `engines.load_model`. None takes the published weights that `weights` describe.
     center : bool
         Half a second of zeros in front: the first window is centred on the first sample.
     hop_size : float
         Seconds between windows.
     batch_size : int
         Windows computed at once, at most: fewer where they would take much memory, as fast.
+    engine : str
+        "auto", "sparse" or "dense"; see `engines.choose_engine`, which tells what "auto" takes.
     verbose : bool
-        Show a progress bar when it takes longer than some seconds.
+        Show a progress bar with the engine's name when it takes longer than some seconds.
     **weights
         Which published weights, when there is no `model`: EdgeL3's `model_type`, `emb_dim`,
         `retrain_type` and `sparsity`, or OpenL3's `input_repr`, `content_type`, `embedding_size`
@@ -147,9 +105,10 @@ def get_embedding(
     Raises
     ------
     ParameterError
-        An argument outside its range, or audio that is empty or not finite.
+        An argument outside its range, or audio that is empty or not finite; see `choose_engine`
+        too.
     L3PruneError
-        See `weights.load_network` and `models.fetch`.
+        See `engines.load_model`.
 
     Warns
     -----
@@ -166,7 +125,7 @@ def get_embedding(
     ((4, 64), [0.0, 0.5, 1.0, 1.5])
     """
     recordings, rates, several = pair_up(audio, sr, "recordings", "sample rates")
-    network = _network(model, weights, center, batch_size)
+    chosen = _engine(model, weights, center, batch_size, engine)
     results = []
     for recording, rate in zip(recordings, rates, strict=True):
         samples = as_array(recording)
@@ -175,7 +134,7 @@ def get_embedding(
         parts = _embed(
             heard.listen(_array_blocks(samples, rate)),
             rate,
-            network,
+            chosen,
             hop_size=hop_size,
             center=bool(center),
             batch_size=batch_size,
@@ -195,11 +154,12 @@ def process_file(
     path: str | os.PathLike[str],
     output_dir: str | os.PathLike[str] | None = None,
     suffix: str | None = None,
-    model: str | os.PathLike[str] | keras.Model | None = None,
+    model: str | os.PathLike[str] | Model | None = None,
     *,
     center: bool = True,
     hop_size: float = 0.1,
     batch_size: int = 32,
+    engine: str = "auto",
     overwrite: bool = True,
     verbose: bool = False,
     **weights: Any,
@@ -215,7 +175,7 @@ def process_file(
         None: beside the audio file.
     suffix : str or None
         Put behind the file's stem, after an underscore unless it starts with a dot.
-    model, center, hop_size, batch_size, verbose, **weights
+    model, center, hop_size, batch_size, engine, verbose, **weights
         See `get_embedding`.
     overwrite : bool
         Make an output that exists already anew; otherwise keep it.
@@ -243,11 +203,11 @@ def process_file(
         return output
     heard = _Heard()
     with open_audio(path) as file:
-        network = _network(model, weights, center, batch_size)
+        chosen = _engine(model, weights, center, batch_size, engine)
         parts = _embed(
             heard.listen(read_blocks(file)),
             file.samplerate,
-            network,
+            chosen,
             hop_size=hop_size,
             center=bool(center),
             batch_size=batch_size,
@@ -364,36 +324,14 @@ def warn(message: str) -> None:
     warnings.warn(message, L3PruneWarning, stacklevel=level)
 
 
-def _network(model: Any, weights: dict[str, Any], center: Any, batch_size: Any) -> keras.Model:
-    """The audio network for a call, and a check of the options that are the same for all of it."""
+def _engine(
+    model: Any, weights: dict[str, Any], center: Any, batch_size: Any, engine: str
+) -> Engine:
+    """The engine for a call, and a check of the options that are the same for all of it."""
     if not isinstance(center, bool | np.bool_):
         raise ParameterError(f"center={center!r} is neither True nor False")
     check_batch_size(batch_size)
-    network = choose_model(model, weights, models.select)
-    l3.front_end(network)  # refuses networks of images
-    return network
-
-
-def choose_model(
-    model: Any, weights: dict[str, Any], select: Callable[..., tuple[str, dict[str, Any]]]
-) -> keras.Model:
-    """The network that is given, or else that `select` finds by its options.
-
-    Examples
-    --------
-    >>> choose_model("net.h5", {"sparsity": 87}, models.select)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: a model is given, and sparsity, which choose one; give one or ...
-    """
-    if model is None:
-        name, arguments = select(**weights)
-        return load_model(name, **arguments)
-    if weights:
-        raise ParameterError(
-            f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
-        )
-    return load_model(model)
+    return choose_engine(choose_model(model, weights), engine)
 
 
 def check_batch_size(batch_size: Any) -> None:
@@ -412,19 +350,6 @@ def check_batch_size(batch_size: Any) -> None:
         size = 0
     if size < 1:
         raise ParameterError(f"batch_size={batch_size!r} is not a positive whole number")
-
-
-def at_once(network: keras.Model, batch_size: int) -> int:
-    """How many inputs a network computes at once: `batch_size`, or fewer if it is a large one.
-
-    Examples
-    --------
-    >>> from l3prune.networks import create_network
-    >>> at_once(create_network("mel256"), 32), at_once(create_network("sea64"), 32)
-    (10, 32)
-    """
-    largest = max(int(np.prod(layer.output_shape[1:])) for layer in network.layers[1:])
-    return max(min(batch_size, _MAX_ACTIVATION // (4 * largest)), 1)
 
 
 def is_positive(value: Any) -> bool:
@@ -450,7 +375,7 @@ def _array_blocks(audio: np.ndarray, rate: float) -> Iterator[np.ndarray]:
 def _embed(
     blocks: Iterable[np.ndarray],
     sr: float,
-    network: keras.Model,
+    engine: Engine,
     *,
     hop_size: float,
     center: bool,
@@ -464,24 +389,20 @@ def _embed(
     """
     from tqdm import tqdm
 
-    front_end = l3.front_end(network)
-    rate = front_end.sample_rate
-    infer = inference(network)
-    takes_waveform = len(network.input_shape) == 3
+    rate = engine.front_end.sample_rate
     windows = window_blocks(mono_blocks(blocks, sr, rate), rate, hop_size=hop_size, center=center)
     samples = int(min(max(seconds * rate, 1), 1e15))
     bar = tqdm(
         total=count_windows(samples, rate, hop_size=hop_size, center=center),
+        desc=f"{engine.name} engine",
         unit="window",
         delay=3,  # for long recordings only
         leave=False,
         disable=None if verbose else True,  # None: not where standard error is a file
     )
     with bar:
-        for batch in _batches(windows, at_once(network, batch_size)):
-            yield infer(
-                batch[:, np.newaxis] if takes_waveform else log_spectrogram(batch, front_end)
-            )
+        for batch in _batches(windows, min(batch_size, engine.at_once)):
+            yield engine.compute(batch)
             bar.update(len(batch))
 
 

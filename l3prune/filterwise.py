@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from l3prune.checks import is_integer
 from l3prune.criteria import ConvWeights
 from l3prune.errors import ParameterError
-from l3prune.plan import PruningPlan, check_fraction, each_layer, is_integer, score
+from l3prune.plan import PruningPlan, check_fraction, each_layer, score
 
 
 def plan_filterwise(

@@ -7,6 +7,7 @@ which a checkpoint holds too: a resumed run goes on in the middle of a schedule.
 
 from __future__ import annotations
 
+import abc
 import functools
 import math
 import threading
@@ -18,11 +19,12 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from l3prune.checks import check_whole
 from l3prune.criteria import ConvWeights
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.graph import convolutions
 from l3prune.layers import MaskedConv2D
-from l3prune.plan import PruningPlan, check_fraction, is_integer, plan_layerwise
+from l3prune.plan import PruningPlan, check_fraction, plan_layerwise
 from l3prune.surgery import apply_masks
 
 #: first batch -> endless iterator of (inputs, targets), as `training.fit` takes it.
@@ -188,20 +190,6 @@ def layer_by_layer(
     }
 
 
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number from `least` on.
-
-    Examples
-    --------
-    >>> check_whole("frequency", 0, 1)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: frequency=0 is not a whole number ≥ 1
-    """
-    if not is_integer(value) or value < least:
-        raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
-
-
 def one_at_a_time(batches: Batches) -> Batches:
     """A stream of batches whose readers wait for each other.
 
@@ -228,7 +216,7 @@ def one_at_a_time(batches: Batches) -> Batches:
     return locked
 
 
-class MaskUpdate(keras.callbacks.Callback):
+class MaskUpdate(keras.callbacks.Callback, abc.ABC):
     """Changes masks between training steps: what `GradualPruning` and `rigl.RigL` share.
 
     What is due at step t is done when the optimizer has made t steps and is about to make the
@@ -251,8 +239,9 @@ class MaskUpdate(keras.callbacks.Callback):
 
     Examples
     --------
-    >>> MaskUpdate(None, end_step=300, final_step=200).epochs(100, 5)
-    (3, 2)
+    >>> update = GradualPruning(sparsity_schedule("polynomial", 0.5, end_step=300))
+    >>> isinstance(update, MaskUpdate), update.epochs(100, 5)
+    (True, (3, 3))
     """
 
     def __init__(self, layers: Collection[str] | None, end_step: int, final_step: int):
@@ -265,17 +254,17 @@ class MaskUpdate(keras.callbacks.Callback):
         #: The layers whose masks change, once the network is known.
         self.masked: dict[str, MaskedConv2D] = {}
 
+    @abc.abstractmethod
     def description(self) -> dict[str, Any]:
         """What tells this rule from another, as JSON values; a run keeps it."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def continues(self, first: PruningPlan, later: PruningPlan) -> bool:
         """Whether a run that began with the masks `first` can have come to `later`."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _update(self, step: int) -> bool:
         """Do what is due at a step; whether masks changed."""
-        raise NotImplementedError
 
     def epochs(self, steps_per_epoch: int, epochs: int) -> tuple[int, int]:
         """The first epochs, from 0, that end with masks at rest, and with the final sparsity.

@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 import tf_keras as keras
 
-from l3prune import models
 from l3prune.audio import as_array
 from l3prune.embedding import (
-    at_once,
     check_batch_size,
-    choose_model,
     is_positive,
     output_path,
     pair_up,
     warn,
 )
+from l3prune.engines import at_once, choose_model
 from l3prune.errors import ParameterError
 from l3prune.files import atomic_write, is_file
 from l3prune.networks import inference, network_config
 from l3prune.networks.vision import IMAGE_SIZE
+from l3prune.sparse import SparseModel
 
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 
@@ -121,7 +120,7 @@ def get_image_embedding(
     frame_rate : float, list of float, or None
         Images a second, where they are frames of a video; one for all, or one each.
     model : str, path-like, keras.Model or None
-        See `embedding.load_model`. None takes OpenL3's published weights.
+        See `engines.load_model`. None takes OpenL3's published weights.
     batch_size : int
         Images computed at once, at most: fewer where they would take much memory.
     **weights
@@ -158,11 +157,12 @@ def get_image_embedding(
         if rate is not None and not is_positive(rate):
             raise ParameterError(f"frame_rate={rate!r} is not a positive number of images a second")
     check_batch_size(batch_size)
-    network = choose_model(model, weights, models.select_image)
-    if network_config(network).name != "vision":
-        raise ParameterError(f"network {network.name!r} is no network of images")
+    network = choose_model(model, weights, "image")
+    if isinstance(network, SparseModel) or network_config(network).name != "vision":
+        name = getattr(network, "name", "in a packed file")
+        raise ParameterError(f"network {name!r} is no network of images")
     infer = inference(network)
-    size = at_once(network, batch_size)
+    size = min(batch_size, at_once(network))
     embeddings, times = [], []
     for picture, rate in zip(pictures, rates, strict=True):
         frames, factor, offset = _scaling(picture)

@@ -145,7 +145,7 @@ def select(**options: Any) -> tuple[str, dict[str, Any]]:
     -------
     name : str
     arguments : dict
-        Both for `embedding.load_model`.
+        Both for `engines.load_model`.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from l3prune import __version__, embedding, images, models
+from l3prune import __version__, embedding, engines, images, models
 from l3prune.audio import LIBROSA, frame_audio, log_spectrogram, to_mono
 from l3prune.embedding import L3PruneWarning, get_output_path
 from l3prune.errors import L3PruneError, ParameterError
@@ -287,8 +287,8 @@ def _arguments(
         "frontend": frontend,
     }
     if model is not None:
-        model = embedding.load_model(model)
-        l3.front_end(model)  # refuses networks of images
+        model = engines.load_model(model)
+        engines.choose_engine(model)  # refuses networks of images
         # A network has its own representation, which the librosa front end asks for without one.
         weights["input_repr"] = input_repr or "mel256"
     models.select(**weights)
@@ -311,7 +311,7 @@ def _image_arguments(model, input_repr, content_type, embedding_size, verbose) -
         "embedding_size": embedding_size,
     }
     if model is not None:
-        model = embedding.load_model(model)
+        model = engines.load_model(model)
     models.select_image(**weights)
     models.check("verbose", verbose, (0, 1))
     return weights if model is None else {"model": model}

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from l3prune.arguments import DEFAULT_SPARSITY, POSITIONALS, new_parser
 from l3prune.errors import ParameterError
 from l3prune.files import read_json
-
-#: EdgeL3's own default for its eight convolutions, in percent.
-DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
 
 #: EdgeL3's names of model types.
 MODEL_TYPES = {
@@ -39,235 +37,6 @@ STUDENTS = ("student", "include_layers", "from_conv_layer")
 #: How masks change in retraining; `schedules.MaskSchedule` has them in detail.
 MASK_SCHEDULES = ("constant", "polynomial", "layer-by-layer", "rigl")
 
-POSITIONALS = {
-    "weight_path": "weights of the unpruned network: an .h5 or .h5.gz file, or a published name",
-    "train_data_dir": "audio files, or AVC HDF5 shards, to retrain on",
-    "validation_data_dir": "the same, to choose the best epoch and report on",
-    "output_dir": "where results go",
-}
-
-
-def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The parser; positionals that a --config gives are `optional`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m l3prune.pruning",
-        usage="%(prog)s [options] WEIGHT_PATH TRAIN_DATA_DIR VALIDATION_DATA_DIR OUTPUT_DIR",
-        # A later option must not change what an abbreviation in an old job script means.
-        allow_abbrev=False,
-        description="Prune the convolutions of an L3 audio network, or take a smaller network; "
-        "retrain it by distillation from the whole network, and report. Single weights are held at "
-        "zero, whole filters are removed.",
-        epilog="Results go to OUTPUT_DIR/embedding/KIND/<subset>/<model type>/<run>/, KIND being "
-        "pruning_kd or, for fewer filters or layers, reduced_kd; without --retrain pruning or "
-        "reduced. Exit code: 0 done, 2 wrong input.",
-    )
-    add = parser.add_argument
-    for name, text in POSITIONALS.items():
-        add(name, help=text, nargs="?" if name in optional else None)
-    add("--config", metavar="FILE", help="JSON with any of these options; flags win over it")
-
-    student = parser.add_argument_group("the network to prune or train, if not the whole one")
-    add = student.add_argument
-    add(
-        "-layers",
-        "--include_layers",
-        "--include-layers",
-        nargs="+",
-        type=int,
-        metavar="0|1",
-        help="eight zeros and ones: the convolutions that stay",
-    )
-    add(
-        "-fcl",
-        "--from-conv-layer",
-        type=int,
-        metavar="K",
-        help="the embedding is the raw output of convolution K, 5 … 8; later ones go",
-    )
-    add(
-        "--student",
-        metavar="NETWORK",
-        help="another network: a name of create_network, with fresh weights (sea64), or a file",
-    )
-
-    pruning = parser.add_argument_group("pruning")
-    add = pruning.add_argument
-    add("-layerwise", "--layerwise", action="store_true", help="prune each layer by itself")
-    add(
-        "-sp",
-        "--sparsity",
-        nargs="+",
-        type=float,
-        metavar="PERCENT",
-        help=f"one for each convolution, or one for all ({' '.join(map(str, DEFAULT_SPARSITY))})",
-    )
-    add(
-        "--global-sparsity",
-        type=float,
-        metavar="PERCENT",
-        help="prune all layers together to this overall sparsity",
-    )
-    add("--pattern", metavar="N:M", help="of every M input channels, keep N (2:4)")
-    add(
-        "--blocks",
-        metavar="IxO",
-        help="with --layerwise: weights go in blocks of I input channels and O filters",
-    )
-    add("-filterwise", "--filterwise", action="store_true", help="remove whole filters")
-    add(
-        "-filters",
-        "--num_filters",
-        "--num-filters",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="filters of each convolution that stay",
-    )
-    add(
-        "--filter-ratio",
-        nargs="+",
-        type=float,
-        metavar="PERCENT",
-        help="filters that go: one for each convolution, or one for all but the last",
-    )
-    add(
-        "--global-filter-ratio",
-        type=float,
-        metavar="PERCENT",
-        help="filters that go of all convolutions but the last together",
-    )
-    add(
-        "--round-to",
-        type=int,
-        default=1,
-        metavar="K",
-        help="with a ratio: layers keep multiples of K filters",
-    )
-    add(
-        "--budget",
-        metavar="TEXT",
-        help='"sparsity=95.45", "filters=50%%", "macs<=1G", "bytes<=450k", shared among the layers',
-    )
-    add(
-        "--allocation",
-        default="uniform",
-        help="of a budget: uniform, erk or sensitivity (%(default)s)",
-    )
-    add(
-        "--sensitivity",
-        metavar="DIR",
-        help="with --allocation sensitivity: the folder of a python -m l3prune.sensitivity",
-    )
-    add(
-        "--criterion",
-        help="what is kept is highest in it (magnitude; filterwise l1, or, from the training data, "
-        "mean_activation, apoz, taylor)",
-    )
-    add(
-        "--criterion-windows",
-        type=int,
-        default=512,
-        metavar="N",
-        help="training windows for a criterion from data, 0 for all (%(default)s)",
-    )
-    add(
-        "-mt",
-        "--model-type",
-        help="what the weight file holds; default: detected (names of create_network, "
-        "or EdgeL3's such as cnn_L3_melspec2)",
-    )
-
-    retraining = parser.add_argument_group("retraining")
-    add = retraining.add_argument
-    add("-ret", "--retrain", action="store_true", help="distil from the unpruned network")
-    add("-e", "--num-epochs", type=int, default=300, help="at most (%(default)s)")
-    add("-lr", "--learning-rate", type=float, default=1e-5, help="Adam's (%(default)s)")
-    add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
-    add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
-    add("-tbs", "--train-batch-size", type=int, default=64, help="windows (%(default)s)")
-    add("-vbs", "--validation-batch-size", type=int, default=64, help="windows (%(default)s)")
-    add(
-        "-ci",
-        "--checkpoint-interval",
-        type=int,
-        default=10,
-        help="epochs between numbered checkpoints, 0 for none (%(default)s)",
-    )
-    add("--early-stopping-patience", type=int, default=10, help="epochs (%(default)s)")
-    add("--min-delta", type=float, default=1e-4, help="of early stopping (%(default)s)")
-    add("--schedule", default="plateau", help="learning rate: plateau or cosine (%(default)s)")
-    add("--plateau-patience", type=int, default=5, help="epochs (%(default)s)")
-    add("--plateau-factor", type=float, default=0.1, help="(%(default)s)")
-    add(
-        "--batch-norm",
-        default="train",
-        help="train; or freeze, which needs fewer steps (%(default)s)",
-    )
-    add(
-        "--reduction",
-        help="the student's embedding is smaller or hears another front end: pca (its target is "
-        "the teacher's first principal components) or linear (a map learned along)",
-    )
-    add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
-    add("-r", "--random-state", "--seed", type=int, default=20180216, help="(%(default)s)")
-
-    masks = parser.add_argument_group("masks that change in retraining; steps are batches")
-    add = masks.add_argument
-    add(
-        "--mask-schedule",
-        metavar="KIND",
-        help="constant: weights go at --begin-step; polynomial: little by little; layer-by-layer; "
-        "rigl: gone from the start, they move where they help (default: gone and fixed)",
-    )
-    add("--frequency", type=int, metavar="STEPS", help="between changes (100)")
-    add("--begin-step", type=int, metavar="STEP", help="constant, polynomial: first change (0)")
-    add(
-        "--end-step",
-        type=int,
-        metavar="STEP",
-        help="last change (polynomial: half of all steps; rigl: three quarters)",
-    )
-    add(
-        "--initial-sparsity",
-        type=float,
-        metavar="PERCENT",
-        help="polynomial: at the first change (0)",
-    )
-    add(
-        "--epochs-per-layer",
-        type=int,
-        metavar="N",
-        help="layer-by-layer: epochs from one layer to the next (shared out evenly)",
-    )
-    add("--ramp", action="store_true", help="layer-by-layer: each layer little by little")
-    add("--rigl-alpha", type=float, metavar="FRACTION", help="rigl: what moves at first (0.3)")
-
-    running = parser.add_argument_group("running")
-    add = running.add_argument
-    add("-cmd", "--continue-model-dir", metavar="DIR", help="go on with the run in this folder")
-    add("--run-name", help="last part of the run's folder; default: the time")
-    add("--cache-dir", help="decoded audio and teacher embeddings; default: OUTPUT_DIR/cache")
-    add("--quiet", action="store_true", help="no progress; only the report and warnings")
-
-    old = parser.add_argument_group("accepted from EdgeL3's job lines, without effect")
-    for flags in (
-        ("-gsid", "--gsheet-id"),
-        ("-gdan", "--google-dev-app-name"),
-        ("--gpus",),
-        ("-lp", "--log-path"),
-    ):
-        old.add_argument(*flags, nargs="?", const="", help=argparse.SUPPRESS)
-    for flags in (("-v", "--verbose"), ("-nl", "--no-logging"), ("-sav", "--save-model")):
-        old.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
-    old.description = (
-        "--gsheet-id, --google-dev-app-name, --gpus, --log-path, --verbose, --no-logging, "
-        "--save-model: results are CSV and JSON, every model is saved, TensorFlow takes the "
-        "device that it sees"
-    )
-    for flags in (("-finetune", "--finetune"), ("-tst", "--test-model")):
-        parser.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
-    return parser
-
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Arguments from the command line, over those of --config, over the defaults; checked.
@@ -287,11 +56,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     before.add_argument("--config")
     path = before.parse_known_args(argv)[0].config
     config = {} if path is None else _read_config(path)
-    parser = _parser([name for name in POSITIONALS if name in config])
+    parser = new_parser([name for name in POSITIONALS if name in config])
     if config:
         # How to prune is one choice: flags that make it set the file's aside, but for what they
         # need themselves.
-        chosen = set(chosen_of(_parser(POSITIONALS).parse_known_args(argv)[0], CHOICES))
+        chosen = set(chosen_of(new_parser(POSITIONALS).parse_known_args(argv)[0], CHOICES))
         if chosen:
             kept: set[str] = set()
             if chosen <= {"layerwise", "sparsity", "blocks"}:
@@ -314,7 +83,7 @@ def _read_config(path: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ParameterError(f"{path} is not a JSON object of options")
     known: dict[str, argparse.Action] = {}
-    for action in _parser()._actions:
+    for action in new_parser()._actions:
         if action.dest not in ("help", "config"):
             for name in (action.dest, *action.option_strings):
                 known[name.lstrip("-").replace("-", "_")] = action

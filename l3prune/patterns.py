@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from l3prune.checks import is_integer
 from l3prune.criteria import ConvWeights
 from l3prune.errors import ParameterError
-from l3prune.plan import PruningPlan, above_percentile, each_layer, is_integer, score
+from l3prune.plan import PruningPlan, above_percentile, each_layer, score
 
 
 def plan_pattern(

@@ -373,17 +373,6 @@ def check_fraction(value: Any, name: str = "sparsity") -> float:
     return float(value)
 
 
-def is_integer(value: object) -> bool:
-    """Whether `value` is a whole number of Python's or NumPy's; True and False are none.
-
-    Examples
-    --------
-    >>> is_integer(np.int64(3)), is_integer(3.0), is_integer(True)
-    (True, False, False)
-    """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
 def _threshold(scores: np.ndarray, fraction: float) -> np.floating:
     if fraction == 0:
         return scores.dtype.type(-np.inf)

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import tempfile
+
+from l3prune.errors import L3PruneError
+
+
+def require_tensorflow() -> None:
+    """Refuse to go on where TensorFlow is not installed.
+
+    Raises
+    ------
+    L3PruneError
+        The message says what to install.
+
+    Examples
+    --------
+    >>> require_tensorflow()
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise L3PruneError(
+            "TensorFlow is not installed, and without it only packed files (.l3p) can be used, for "
+            "embeddings; install it: pip install 'l3prune[full]'"
+        )
 
 
 def load_tensorflow() -> None:
@@ -16,12 +38,18 @@ def load_tensorflow() -> None:
     is shown after all. Commands call this before they import a module that needs TensorFlow.
     To see everything, set TF_CPP_MIN_LOG_LEVEL to 0.
 
+    Raises
+    ------
+    L3PruneError
+        See `require_tensorflow`.
+
     Examples
     --------
     >>> load_tensorflow()
     >>> "tensorflow" in sys.modules
     True
     """
+    require_tensorflow()
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only, from here on
     if level in ("0", "1") or "tensorflow" in sys.modules:
         return

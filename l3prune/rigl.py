@@ -10,8 +10,9 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from l3prune.checks import check_whole
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.gradual import Batches, MaskUpdate, check_whole
+from l3prune.gradual import Batches, MaskUpdate
 from l3prune.plan import PruningPlan
 
 

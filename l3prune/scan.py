@@ -17,11 +17,12 @@ from tqdm import tqdm
 from l3prune import graph, surgery
 from l3prune.allocation import ALLOCATIONS, LayerCost, Rule, check_choice, share_out
 from l3prune.budget import MODES, RELATIONS, Budget, kept, measure, meet
+from l3prune.checks import is_integer
 from l3prune.complexity import layer_costs
 from l3prune.curves import UNPRUNED, Row, fraction, read_rows, tidy, write_rows
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.filterwise import plan_filterwise
-from l3prune.plan import PruningPlan, is_integer, plan_layerwise, score
+from l3prune.plan import PruningPlan, plan_layerwise, score
 from l3prune.windows import WindowSource
 
 #: Mode -> its criterion unless another is asked for.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import tf_keras as keras
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from l3prune import surgery
 from l3prune.channels import check_functional
+from l3prune.checks import check_whole
 from l3prune.errors import ParameterError
 from l3prune.layers import LogMelSpectrogram
 from l3prune.networks import inference
@@ -63,8 +63,8 @@ def latency(
     >>> latency({"tiny": create_network("sea64", filters=[1] * 8)}, rounds=2)["tiny"].shape
     (2,)
     """
-    check_count("rounds", rounds, 1)
-    check_count("batch_size", batch_size, 1)
+    check_whole("rounds", rounds, 1)
+    check_whole("batch_size", batch_size, 1)
     rng = np.random.default_rng(0)
     calls = {}
     for name, network in networks.items():
@@ -87,20 +87,6 @@ def latency(
             if number:
                 seconds[name].append((time.perf_counter() - start) / CALLS)
     return {name: 1000 * np.array(each) / batch_size for name, each in seconds.items()}
-
-
-def check_count(what: str, value: Any, least: int) -> None:
-    """Refuse what is no whole number, or too small a one.
-
-    Examples
-    --------
-    >>> check_count("rounds", 0, 1)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: rounds=0 is not a whole number from 1 on
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ParameterError(f"{what}={value!r} is not a whole number from {least} on")
 
 
 def check_sizes(name: str, network: keras.Model) -> None:

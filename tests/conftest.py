@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
+pytest.register_assert_rewrite("tests.commands", "tests.masked_training", "tests.packed_files")
+
 
 def pytest_collection_modifyitems(items):
     """Tests marked `shared` need the folder that L3PRUNE_SHARED names."""
@@ -93,3 +95,21 @@ def make_sounds(folder: Path) -> Path:
 def sounds(tmp_path) -> Path:
     """A folder of recordings; see `make_sounds`."""
     return make_sounds(tmp_path / "sounds")
+
+
+@pytest.fixture(scope="module")
+def net(tmp_path_factory) -> Path:
+    """A file with the tiny network."""
+    from l3prune.weights import save_network
+
+    path = tmp_path_factory.mktemp("net") / "tiny.h5"
+    save_network(make_tiny(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, net):
+    """Where a module's tests of the pruning command run; see `commands.Place`."""
+    from tests.commands import Place
+
+    return Place(tmp_path_factory.mktemp("place"), net)

@@ -40,7 +40,7 @@ class StandIn:
     def load_model(self, model):
         return model if isinstance(model, StandIn) else self
 
-    def get_embedding(self, audio, sr, *, model, hop_size, center, batch_size):
+    def get_embedding(self, audio, sr, *, model, hop_size, center, batch_size, engine):
         assert not center
         assert audio.ndim == 2
         mono, hop = audio.mean(axis=1), int(hop_size * sr)

@@ -339,7 +339,7 @@ def test_a_path_is_the_network_in_it_and_read_once(tiny, tiny_file, monkeypatch)
         reads.append(path)
         return load_network(path, name)
 
-    monkeypatch.setattr(l3prune.embedding, "load_network", counted)
+    monkeypatch.setattr(l3prune.weights, "load_network", counted)
     monkeypatch.chdir(tiny_file.parent)
     for model in (tiny_file, str(tiny_file), "tiny.h5", Path("tiny.h5")):
         embedding, _ = get_embedding(audio, 8000, model=model)
@@ -486,9 +486,9 @@ def test_long_files_are_read_in_blocks(network, tmp_path, monkeypatch):
 def test_large_networks_take_fewer_windows_at_once(monkeypatch):
     network = create_network("mel256", filters=[64] + [1] * 7)
     sizes = []
-    infer = l3prune.embedding.inference(network)
+    infer = inference(network)
     monkeypatch.setattr(
-        l3prune.embedding, "inference", lambda _: lambda x: sizes.append(len(x)) or infer(x)
+        l3prune.networks, "inference", lambda _: lambda x: sizes.append(len(x)) or infer(x)
     )
     get_embedding(chirp(4, 48000), 48000, network)
     assert sizes == [10, 10, 10, 6]

@@ -18,7 +18,7 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "criteria", "quiet"},
+    {"files", "criteria", "quiet", "checks", "arguments"},
     {"audio", "download", "curves", "options"},
     {"plan", "windows", "datasets", "published", "sparse"},
     {"filterwise", "patterns"},
@@ -31,7 +31,7 @@ LEVELS = [
     {"surgery", "layouts", "complexity", "activations"},
     {"weights", "gradual", "scan", "timing"},
     {"training", "models", "pruner", "rigl"},
-    {"reduction", "schedules"},
+    {"reduction", "schedules", "engines"},
     {"distillation"},
     {"evaluation", "embedding"},
     {"images", "edgel3", "comparison"},

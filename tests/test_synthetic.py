@@ -13,7 +13,8 @@ import pytest
 import soundfile
 
 from l3prune.datasets import list_datasets, synthetic
-from l3prune.datasets.synthetic import CLASSES, COLUMNS, main, make_corpus, synthesize
+from l3prune.datasets.sounds import CLASSES, VERSION, Scene, synthesize
+from l3prune.datasets.synthetic import COLUMNS, main, make_corpus
 from l3prune.errors import L3PruneError, ParameterError
 
 US8K = [
@@ -49,8 +50,8 @@ def test_classes_are_those_of_us8k_in_the_order_of_their_ids():
     assert list(CLASSES) == US8K
 
 
-def test_module_is_no_corpus_of_the_registry():
-    assert "synthetic" not in list_datasets()
+def test_modules_are_no_corpora_of_the_registry():
+    assert not {"synthetic", "sounds"} & set(list_datasets())
 
 
 def test_rows_and_files_agree(corpus):
@@ -122,7 +123,7 @@ def test_samples_are_neither_silent_nor_clipped(label, seed):
 def test_source_itself_sounds_in_every_slice(label):
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        sound = CLASSES[label](synthetic.Scene(rng, rng, 4000, 8000))
+        sound = CLASSES[label](Scene(rng, rng, 4000, 8000))
         assert sound.shape == (4000,)
         assert np.isfinite(sound).all()
         assert np.sqrt(np.mean(sound**2)) > 0.01, seed
@@ -213,7 +214,7 @@ def test_lost_file_is_made_again(tmp_path):
 def test_settings_are_recorded(corpus):
     assert json.loads((corpus / "corpus.json").read_text()) == {
         "generator": "l3prune.datasets.synthetic",
-        "version": synthetic.VERSION,
+        "version": VERSION,
         **SMALL,
         "seed": 1,
     }
@@ -246,16 +247,16 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"folds": 0}, "folds=0 is not a whole number, 1 to 10"),
-        ({"folds": 11}, "folds=11 is not a whole number, 1 to 10"),
+        ({"folds": 0}, "folds=0 is not a whole number in 1 … 10"),
+        ({"folds": 11}, "folds=11 is not a whole number in 1 … 10"),
         ({"folds": True}, "folds=True is not a whole number"),
-        ({"clips_per_class_per_fold": 0}, "clips_per_class_per_fold=0 .*, 1 or more"),
+        ({"clips_per_class_per_fold": 0}, "clips_per_class_per_fold=0 .* from 1 on"),
         ({"clips_per_class_per_fold": 1.5}, "clips_per_class_per_fold=1.5 is not a whole number"),
-        ({"seed": -1}, "seed=-1 is not a whole number, 0 or more"),
+        ({"seed": -1}, "seed=-1 is not a whole number from 0 on"),
         ({"seconds": 0}, r"seconds=0 is not in \[0.1, 600.0\]"),
         ({"seconds": float("nan")}, r"seconds=nan is not in"),
         ({"seconds": float("inf")}, r"seconds=inf is not in"),
-        ({"sample_rate": 4000}, "sample_rate=4000 is not a whole number, 8000 or more"),
+        ({"sample_rate": 4000}, "sample_rate=4000 is not a whole number from 8000 on"),
     ],
 )
 def test_settings_out_of_range_are_refused_before_anything_is_written(tmp_path, setting, message):

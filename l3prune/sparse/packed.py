@@ -225,6 +225,21 @@ def load_program(path: str | os.PathLike[str]) -> Program:
         raise L3PruneError(f"{path} is not a valid packed file: {error}") from error
 
 
+def is_packed(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as packed files do.
+
+    Examples
+    --------
+    >>> is_packed("missing.l3p")
+    False
+    """
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def describe(path: str | os.PathLike[str]) -> PackedFile:
     """Read what a packed file holds, without unpacking the weights.
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,12 +26,10 @@ from l3prune.sparse.program import (
     Program,
     Step,
 )
+from l3prune.sparse.shapes import MAX_WINDOW, MOST, shape_after
 
 #: Maps are pooled in their lanes if that makes J at most so many times what the rows need.
 _WASTE = 1.2
-
-#: Values of one map, at most; places in the working memory are 32-bit.
-_MAX_VALUES = 2**28
 
 #: Sizes of kernels, along either axis, that the fast kernel has.
 FAST_KERNELS = (1, 3)
@@ -83,12 +82,37 @@ class Operation:
     @property
     def macs(self) -> int:
         """Multiply-accumulates of weights that are not zero, for one input."""
-        places = self.output[0] * self.output[1]
-        if self.pooling is not None:
-            places = self.shape[0] * self.shape[1]
         if isinstance(self.step, Convolution | Dense):
-            return places * int(np.count_nonzero(self.step.kernel))
+            return self._places * int(np.count_nonzero(self.step.kernel))
         return 0
+
+    @property
+    def dense_macs(self) -> int:
+        """Multiply-accumulates of all weights, for one input."""
+        if isinstance(self.step, Convolution | Dense):
+            return self._places * self.step.kernel.size
+        return 0
+
+    @property
+    def _places(self) -> int:
+        """Rows x columns of the step's own output."""
+        rows, columns, _ = self.output if self.pooling is None else self.shape
+        return rows * columns
+
+
+def mac_density(program: Program) -> float:
+    """Share of the multiply-accumulates whose weight is not zero; 1 where there are none at all.
+
+    Examples
+    --------
+    >>> from l3prune.sparse.program import Dense
+    >>> half = Dense("half", np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    >>> mac_density(Program("small", (1, 1, 2), (Flatten("flat"), half)))
+    0.5
+    """
+    operations = plan(program, 4)  # the same in any layout
+    dense = sum(operation.dense_macs for operation in operations)
+    return sum(operation.macs for operation in operations) / dense if dense else 1.0
 
 
 def plan(program: Program, lanes: int) -> list[Operation]:
@@ -106,10 +130,9 @@ def plan(program: Program, lanes: int) -> list[Operation]:
     ['layout']
     """
     operations: list[Operation] = []
-    shape = _checked_shape(program.name, program.shape)
-    vector = False
+    shape: tuple[int, ...] = _checked_shape(program.name, program.shape)
     for step in program.steps:
-        output = output_shape(step, shape, vector)
+        output = output_shape(step, shape)
         if isinstance(step, Flatten):
             if operations:
                 operations[-1] = replace(operations[-1], flat=True)
@@ -119,10 +142,8 @@ def plan(program: Program, lanes: int) -> list[Operation]:
                 and step.strides == (1, 1)
                 and step.padding == "same"
                 and set(step.kernel.shape[:2]) <= set(FAST_KERNELS)
-                and not vector
             )
-            operations.append(Operation(step, shape, output, tiled=tiled))
-        vector = vector or isinstance(step, Flatten | GlobalPooling)
+            operations.append(Operation(step, _as_map(shape), _as_map(output), tiled=tiled))
         shape = output
     operations = _lanes(_fused(operations), lanes)
     end = Operation(None, program.shape, program.shape)
@@ -151,86 +172,63 @@ def gives_vector(program: Program) -> bool:
     return any(isinstance(step, Flatten | GlobalPooling) for step in program.steps)
 
 
-def padded(size: int, window: int, stride: int, padding: str) -> tuple[int, int]:
-    """(outputs, zeros in front) along one axis, as TensorFlow counts them.
-
-    Examples
-    --------
-    >>> padded(5, 3, 2, "same"), padded(4, 3, 2, "same"), padded(5, 3, 2, "valid")
-    ((3, 1), (2, 0), (2, 0))
-    """
-    if padding == "valid":
-        return (size - window) // stride + 1, 0
-    outputs = -(-size // stride)
-    return outputs, max((outputs - 1) * stride + window - size, 0) // 2
-
-
-def output_shape(step: Step, shape: Shape, vector: bool = False) -> Shape:
-    """What a step makes of a map; vectors of N values are (1, 1, N).
+def output_shape(step: Step, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """What a step makes of a map or a vector.
 
     Raises
     ------
     ParameterError
-        The step is not one for such a map, or is wrong in itself.
+        The step is not one for such a shape, or is wrong in itself.
 
     Examples
     --------
     >>> output_shape(Pooling("pool", "max", (2, 2), (2, 2)), (5, 4, 8))
     (2, 2, 8)
     """
-    if vector and isinstance(step, Convolution | Pooling | GlobalPooling):
-        raise ParameterError(
-            f"layer {step.name} takes maps and comes behind Flatten or global pooling"
-        )
-    rows, columns, channels = shape
+    channels = 0
+    windows: tuple[Any, ...] = ()
     if isinstance(step, Convolution):
-        _check_array(step, "kernel", (*_sizes(step, step.kernel.shape[:2]), channels, None))
-        _check_array(step, "bias", (step.kernel.shape[3],))
-        rows, columns = _windows(step, step.kernel.shape[:2], shape)
-        channels = step.kernel.shape[3]
+        _check_array(step, "kernel", (*_sizes(step, step.kernel.shape[:2]), shape[-1], None))
+        windows = _windows(step, step.kernel.shape[:2])
     elif isinstance(step, Affine):
-        _check_array(step, "scale", (channels,))
-        _check_array(step, "offset", (channels,))
+        _check_array(step, "scale", shape[-1:])
+        _check_array(step, "offset", shape[-1:])
     elif isinstance(step, Pooling):
-        rows, columns = _windows(step, step.size, shape)
-    elif isinstance(step, GlobalPooling):
-        rows = columns = 1
-    elif isinstance(step, Flatten):
-        rows, columns, channels = 1, 1, rows * columns * channels
+        windows = _windows(step, step.size)
     elif isinstance(step, Dense):
-        if not vector and (rows, columns) != (1, 1):
-            raise ParameterError(
-                f"layer {step.name} is dense and takes a vector, not maps of shape {shape}; put "
-                "Flatten or global pooling in front"
-            )
-        _check_array(step, "kernel", (channels, None))
-        _check_array(step, "bias", (step.kernel.shape[1],))
-        channels = step.kernel.shape[1]
-    else:
+        _check_array(step, "kernel", (shape[-1], None))
+    elif not isinstance(step, GlobalPooling | Flatten):
         raise ParameterError(f"{step!r} is no step that the sparse engine knows")
+    if isinstance(step, Convolution | Dense):
+        channels = step.kernel.shape[-1]
+        _check_array(step, "bias", (channels,))
     if isinstance(step, Pooling | GlobalPooling) and step.kind not in ("max", "average"):
         raise ParameterError(f"layer {step.name}: pooling {step.kind!r} is not max or average")
-    return _checked_shape(f"layer {step.name}", (rows, columns, channels))
+    try:
+        return shape_after(type(step), shape, channels, *windows)
+    except ParameterError as error:
+        raise ParameterError(f"layer {step.name}: {error}") from None
 
 
-def _windows(step: Convolution | Pooling, size: Sequence[int], shape: Shape) -> tuple[int, int]:
+def _windows(
+    step: Convolution | Pooling, size: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int], str]:
     if step.padding not in ("same", "valid"):
         raise ParameterError(f"layer {step.name}: padding {step.padding!r} is not same or valid")
-    _sizes(step, size)
-    _sizes(step, step.strides)
-    outputs = []
-    for axis in (0, 1):
-        if step.padding == "valid" and size[axis] > shape[axis]:
-            raise ParameterError(
-                f"layer {step.name}: windows of {tuple(size)} do not fit into maps of {shape[:2]}"
-            )
-        outputs.append(padded(shape[axis], size[axis], step.strides[axis], step.padding)[0])
-    return outputs[0], outputs[1]
+    return _sizes(step, size), _sizes(step, step.strides), step.padding
+
+
+def _as_map(shape: tuple[int, ...]) -> Shape:
+    """Vectors of N values are maps (1, 1, N) for the engine."""
+    rows, columns, channels = (1, 1, *shape)[-3:]
+    return rows, columns, channels
 
 
 def _sizes(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
-    if len(sizes) != 2 or not all(1 <= size <= 2**15 for size in sizes):
-        raise ParameterError(f"layer {step.name}: {tuple(sizes)} are no two sizes in 1 … 32768")
+    if len(sizes) != 2 or not all(1 <= size <= MAX_WINDOW for size in sizes):
+        raise ParameterError(
+            f"layer {step.name}: {tuple(sizes)} are no two sizes in 1 … {MAX_WINDOW}"
+        )
     return int(sizes[0]), int(sizes[1])
 
 
@@ -252,10 +250,10 @@ def _check_array(step: Step, name: str, shape: tuple[int | None, ...]) -> None:
 
 
 def _checked_shape(name: str, shape: Shape) -> Shape:
-    if len(shape) != 3 or not all(size >= 1 for size in shape) or math.prod(shape) > _MAX_VALUES:
+    if len(shape) != 3 or not all(size >= 1 for size in shape) or math.prod(shape) > MOST:
         raise ParameterError(
             f"{name}: maps of shape {tuple(shape)}; the sparse engine takes (rows, columns, "
-            f"channels) of 1 and more, at most {_MAX_VALUES} values"
+            f"channels) of 1 and more, at most {MOST} values"
         )
     return int(shape[0]), int(shape[1]), int(shape[2])
 

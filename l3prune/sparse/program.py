@@ -6,7 +6,9 @@ first convolution, whose zero padding comes after it, or behind a non-linearity)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import functools
+import hashlib
+from dataclasses import dataclass, field, fields
 from typing import TypeAlias
 
 import numpy as np
@@ -175,3 +177,18 @@ class Program:
     steps: tuple[Step, ...]
     front_end: FrontEnd | None = None
     origin: dict[str, str] = field(default_factory=dict)
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of what it computes: shapes, options, weights; not of names and origin."""
+        digest = hashlib.sha256(repr((self.shape, self.front_end)).encode())
+        for step in self.steps:
+            digest.update(type(step).__name__.encode())
+            for option in fields(step):
+                value = getattr(step, option.name)
+                if isinstance(value, np.ndarray):
+                    digest.update(repr((value.shape, value.dtype.str)).encode())
+                    digest.update(value.tobytes())
+                elif option.name != "name":
+                    digest.update(repr(value).encode())
+        return digest.hexdigest()

@@ -9,8 +9,9 @@ import numpy as np
 
 from l3prune.errors import ParameterError
 from l3prune.sparse import kernels
-from l3prune.sparse.plan import Operation, padded, plan
+from l3prune.sparse.plan import Operation, plan
 from l3prune.sparse.program import Affine, Convolution, Dense, GlobalPooling, Pooling, Program
+from l3prune.sparse.shapes import padded
 from l3prune.sparse.vectors import TILES
 
 #: Bytes of a cache line, and the floats in it: what is put in the working memory begins with one.

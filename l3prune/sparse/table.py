@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,9 +19,7 @@ from l3prune.sparse.program import (
     Pooling,
     Step,
 )
-
-#: Largest number of weights in a file, and of values between two steps: 512 MiB of float32.
-MOST = 2**27
+from l3prune.sparse.shapes import MAX_WINDOW, MOST, check_values, shape_after
 
 #: Layers without weights cost next to nothing, so a file's size bounds what it unpacks to, too.
 FREE_WEIGHTS, WEIGHTS_PER_BYTE = 2**24, 64
@@ -180,8 +177,8 @@ def line_of(step: Step) -> Line:
         return line._replace(inputs=shape[0], outputs=shape[0])
     else:
         return line
-    rows, columns = whole_numbers("its window", window, 2, 0xFFFF)
-    row_stride, column_stride = whole_numbers("its strides", strides, 2, 0xFFFF)
+    rows, columns = whole_numbers("its window", window, 2, MAX_WINDOW)
+    row_stride, column_stride = whole_numbers("its strides", strides, 2, MAX_WINDOW)
     return line._replace(
         rows=rows, columns=columns, row_stride=row_stride, column_stride=column_stride
     )
@@ -215,13 +212,17 @@ def check(
     """
     if front_end is not None:
         _check_front_end(front_end, shape)
-    _few("the input", *shape)
+    check_values("the input", *shape)
     allowed = min(MOST, FREE_WEIGHTS + WEIGHTS_PER_BYTE * size)
     weights = 0
     for name, line in named_lines:
         try:
             _check_line(line)
-            shape = _shape_after(line, shape)
+            padding = "same" if line.flags & SAME else "valid"
+            made = shape_after(line.kind.step, shape, line.outputs, line[4:6], line[6:8], padding)
+            if line.kind.channels and line.inputs != shape[-1]:
+                raise ParameterError(f"it takes {line.inputs} channels and gets {shape[-1]}")
+            shape = made
         except ParameterError as error:
             raise ParameterError(f"{name}: {error}") from None
         weights += line.weights
@@ -241,15 +242,10 @@ def _check_front_end(front_end: FrontEnd, shape: tuple[int, ...]) -> None:
             f"the front end's sample rate is {front_end.sample_rate}; allowed are whole numbers "
             f"{low} to {high} Hz"
         )
-    _few("the mel matrix", front_end.n_dft // 2 + 1, mels)
+    check_values("the mel matrix", front_end.n_dft // 2 + 1, mels)
     made = (*front_end.shape, 1)
     if made != shape:
         raise ParameterError(f"the front end makes {made}, and the network takes {shape}")
-
-
-def _few(what: str, *sizes: int) -> None:
-    if math.prod(sizes) > MOST:
-        raise ParameterError(f"{what} has {math.prod(sizes)} values; allowed are {MOST}")
 
 
 def _check_line(line: Line) -> None:
@@ -262,7 +258,9 @@ def _check_line(line: Line) -> None:
         line.flags & ~kind.flags
         or line.reserved
         or (not all(window) if kind.window else any(window))
+        or max(window) > (1 if kind.step is Dense else MAX_WINDOW)
         or (not all(channels) if kind.channels else any(channels))
+        or (kind.step is Affine and line.inputs != line.outputs)
         or (any(coding) and not kind.kernel)
     ):
         raise ParameterError(f"{tuple(line)} is no line of a {kind.step.__name__}")
@@ -280,38 +278,3 @@ def _check_line(line: Line) -> None:
             f"{line.nonzeros} non-zeros of {line.weights} weights with {line.gap_bytes} bytes of "
             "gaps cannot be"
         )
-
-
-def _shape_after(line: Line, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """What a step makes of (rows, columns, channels), or of (channels,)."""
-    kind = line.kind
-    if kind.step is Dense:
-        if len(shape) != 1 or line[4:8] != (1, 1, 1, 1):
-            raise ParameterError(f"it takes a vector and gets {shape}, or has a window")
-    elif kind.step is not Affine and len(shape) != 3:
-        raise ParameterError(f"it takes rows, columns and channels and gets {shape}")
-    if kind.channels and line.inputs != shape[-1]:
-        raise ParameterError(f"it takes {line.inputs} channels and gets {shape[-1]}")
-    if kind.step is Affine:
-        if line.inputs != line.outputs:
-            raise ParameterError(f"it makes {line.outputs} channels of {line.inputs}")
-        return shape
-    if kind.step is GlobalPooling:
-        return shape[2:]
-    if kind.step is Flatten:
-        return (math.prod(shape),)
-    if kind.step is Dense:
-        return (line.outputs,)
-    made = []
-    for length, size, stride in zip(shape[:2], line[4:6], line[6:8], strict=True):
-        if line.flags & SAME:
-            made.append(-(-length // stride))
-        elif size <= length:
-            made.append((length - size) // stride + 1)
-        else:
-            raise ParameterError(f"its window {line[4:6]} is larger than its input {shape[:2]}")
-    # Engines may make a padded copy.
-    _few("its padded input", shape[0] + line.rows, shape[1] + line.columns, shape[2])
-    made.append(line.outputs if kind.channels else shape[2])
-    _few("its output", *made)
-    return tuple(made)
