@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -12,10 +13,30 @@ from l3prune.checks import is_integer
 from l3prune.errors import ParameterError
 from l3prune.plan import check_fraction
 
+#: EdgeL3's Table II: the overall sparsity it names, in percent, and how much of the weights of each
+#: of mel256's eight convolutions goes, in percent.
+EDGEL3_LISTS = {
+    53.49: (0, 30, 40, 50, 30, 50, 50, 60),
+    63.48: (0, 40, 50, 60, 40, 60, 60, 70),
+    72.29: (0, 40, 50, 60, 40, 70, 70, 80),
+    73.55: (0, 60, 60, 70, 50, 70, 70, 80),
+    80.87: (0, 70, 70, 75, 60, 80, 80, 85),
+    87.08: (0, 80, 80, 85, 40, 85, 85, 95),
+    90.51: (30, 85, 85, 90, 60, 90, 90, 95),
+    95.45: (0, 85, 85, 85, 75, 95, 98, 98),
+    97.00: (0, 93, 94, 96, 97, 95.97, 98, 97),
+    98.00: (0, 95, 96, 97, 97, 98, 98.65, 98),
+    99.00: (0, 94, 96, 99, 99, 99, 99, 99.2),
+}
+
+#: What budgets do with a layer: convolutions are pruned; others only read what is pruned, for
+#: outputs that all stay (reader) or with an output for each channel, which goes with it (follower).
+ROLES = ("convolution", "reader", "follower")
+
 
 @dataclass(frozen=True)
 class LayerCost:
-    """What a budget needs to know of a convolution.
+    """What a budget needs to know of a layer with weights.
 
     Attributes
     ----------
@@ -33,6 +54,17 @@ class LayerCost:
         Layers whose filters are the input's channels: one in a chain, several behind a
         concatenation, any one of a group behind a residual sum. None where filters removed
         elsewhere do not change this layer's input, as for the first layer.
+    channels : tuple of int
+        How many of the input's channels are of each of `previous`: a flattened layer has one at
+        each place, a grouped convolution reads a part. Empty: one for each filter, and no others.
+    role : str
+        One of `ROLES`. A follower reads one channel for each filter, and `channels` are of these.
+    together : int
+        Filters that only go together, one of each group: what is removed is a multiple of it.
+    nonzero : int or None
+        Weights that are not zero already; None for all.
+    bias : bool
+        There is one for each filter.
 
     Raises
     ------
@@ -52,9 +84,14 @@ class LayerCost:
     in_channels: int
     kernel_size: tuple[int, int]
     previous: tuple[str, ...] = ()
+    channels: tuple[int, ...] = ()
+    role: str = "convolution"
+    together: int = 1
+    nonzero: int | None = None
+    bias: bool = True
 
     def __post_init__(self):
-        for what in ("weights", "filters", "positions", "in_channels"):
+        for what in ("weights", "filters", "positions", "in_channels", "together"):
             value = getattr(self, what)
             if not is_integer(value) or value < 1:
                 raise ParameterError(
@@ -70,6 +107,27 @@ class LayerCost:
                 f"layer {self.name}: previous={self.previous!r} is not a tuple of layer names; "
                 f"give ({self.previous!r},)"
             )
+        check_choice("role", self.role, ROLES)
+        if self.filters % self.together:
+            raise ParameterError(
+                f"layer {self.name}: {self.filters} filters are not a multiple of the "
+                f"{self.together} that go together"
+            )
+        if self.channels and len(self.channels) != len(self.previous):
+            raise ParameterError(
+                f"layer {self.name}: channels={self.channels} for previous={self.previous}; "
+                "give one number for each of them, or none"
+            )
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the layer itself can be pruned."""
+        return self.role == "convolution"
+
+    @property
+    def present(self) -> int:
+        """Weights that are not zero before anything is pruned."""
+        return self.weights if self.nonzero is None else self.nonzero
 
     @property
     def area(self) -> int:
@@ -101,7 +159,7 @@ def uniform(costs: Sequence[LayerCost], sparsity: float) -> dict[str, float]:
     {'a': 0.75, 'b': 0.5}
     """
     sparsity = check_fraction(sparsity)
-    return {each.name: min(sparsity, 1 - 1 / each.weights) for each in checked(costs)}
+    return {each.name: min(sparsity, 1 - 1 / each.weights) for each in to_prune(costs)}
 
 
 def erk(costs: Sequence[LayerCost], sparsity: float) -> dict[str, float]:
@@ -129,7 +187,8 @@ def erk(costs: Sequence[LayerCost], sparsity: float) -> dict[str, float]:
     {'a': 0.0, 'b': 0.5625}
     """
     sparsity = check_fraction(sparsity)
-    weights = {each.name: each.weights for each in checked(costs)}
+    costs = to_prune(costs)
+    weights = {each.name: each.weights for each in costs}
     shares = {
         each.name: (each.in_channels + each.filters + sum(each.kernel_size)) for each in costs
     }
@@ -193,7 +252,7 @@ def by_sensitivity(
     """
     target = check_fraction(target, "target")
     check_choice("per", per, ("weights", "macs"))
-    prices = {each.name: getattr(each, per) for each in checked(costs)}
+    prices = {each.name: getattr(each, per) for each in to_prune(costs)}
     for wrong in (prices.keys() - curves.keys(), curves.keys() - prices.keys()):
         if wrong:
             raise ParameterError(
@@ -260,7 +319,8 @@ def share_out(
 
     def by_curves(costs: Sequence[LayerCost], level: float) -> dict[str, float]:
         if kind == "filters":
-            costs = [LayerCost(c.name, c.filters, c.filters, 1, 1, (1, 1)) for c in costs]
+            pruned = to_prune(costs)
+            costs = [LayerCost(c.name, c.filters, c.filters, 1, 1, (1, 1)) for c in pruned]
         return by_sensitivity(costs, curves or {}, level, "macs" if kind == "macs" else "weights")
 
     return {"uniform": uniform, "erk": erk, "sensitivity": by_curves}[allocation]
@@ -272,7 +332,7 @@ def checked(costs: Sequence[LayerCost]) -> list[LayerCost]:
     Raises
     ------
     ParameterError
-        No layers, two of one name, or a layer that reads what the layers before it do not give.
+        No convolutions, two layers of one name, or one that reads what those before do not give.
 
     Examples
     --------
@@ -280,10 +340,10 @@ def checked(costs: Sequence[LayerCost]) -> list[LayerCost]:
     >>> checked([layer]) == [layer]
     True
     """
-    if not costs:
+    filters = {each.name: each.filters for each in costs if each.pruned}
+    if not filters:
         raise ParameterError("there are no convolutions to prune")
-    filters = {each.name: each.filters for each in costs}
-    if len(filters) < len(costs):
+    if len({each.name for each in costs}) < len(costs):
         raise ParameterError("two layers have the same name; give each its own")
     for each in costs:
         for name in each.previous:
@@ -292,13 +352,105 @@ def checked(costs: Sequence[LayerCost]) -> list[LayerCost]:
                     f"layer {each.name} reads layer {name}, which is not among the layers: "
                     f"{', '.join(filters)}"
                 )
-        channels = sum(filters[name] for name in each.previous)
-        if each.previous and channels != each.in_channels:
+        channels = sum(each.channels or [filters[name] for name in each.previous])
+        read = each.filters if each.role == "follower" else each.in_channels
+        if channels > read or (each.previous and not each.channels and channels < read):
             raise ParameterError(
-                f"layer {each.name} has {each.in_channels} input channels, but "
+                f"layer {each.name} has {read} input channels, but "
                 f"{' + '.join(each.previous)} give {channels}; name all layers that it reads"
             )
     return list(costs)
+
+
+def to_prune(costs: Sequence[LayerCost]) -> list[LayerCost]:
+    """Those of the layers that can be pruned, if all fit together: see `checked`.
+
+    Examples
+    --------
+    >>> first = LayerCost("a", 9, 1, 1, 1, (3, 3))
+    >>> dense = LayerCost("b", 2, 2, 1, 1, (1, 1), ("a",), role="reader")
+    >>> [each.name for each in to_prune([first, dense])]
+    ['a']
+    """
+    return [each for each in checked(costs) if each.pruned]
+
+
+#: (weights, biases) -> bytes; of whole numbers, or of arrays of them.
+Size = Callable[[Any, Any], Any]
+
+
+def float32_bytes(weights: int, biases: int) -> int:
+    """Bytes of weights that are not zero and of biases at four bytes each.
+
+    EdgeL3's convention: where the weights are is not counted, and neither is BatchNorm.
+
+    Examples
+    --------
+    >>> float32_bytes(213491 - 1920, 1920)
+    853964
+    """
+    return 4 * (weights + biases)
+
+
+def total_of(kind: str, costs: Sequence[LayerCost]) -> int:
+    """All weights, or for the kind "filters" all filters, of the layers that can be pruned.
+
+    Examples
+    --------
+    >>> total_of("filters", [LayerCost("a", 9, 1, 1, 1, (3, 3))])
+    1
+    """
+    return sum(each.filters if kind == "filters" else each.weights for each in to_prune(costs))
+
+
+def left_of(
+    kind: str,
+    costs: Sequence[LayerCost],
+    stay: Mapping[str, Any],
+    mode: str,
+    size: Size = float32_bytes,
+) -> Any:
+    """What stays of a network: weights (for the kind "sparsity"), filters, MACs or bytes.
+
+    Parameters
+    ----------
+    kind, costs, mode, size
+        As `budget.measure`.
+    stay : mapping of str to int or array of int
+        Weights or filters of each layer that stay; arrays are as many answers.
+
+    Examples
+    --------
+    >>> first = LayerCost("a", 9, 3, 5, 3, (1, 1))
+    >>> dense = LayerCost("b", 24, 2, 1, 12, (1, 1), ("a",), (12,), role="reader")
+    >>> left_of("macs", [first, dense], {"a": 2}, "filterwise")  # 2 x 3 x 5 + 2 x 8
+    46
+    """
+    checked(costs)
+    before = {each.name: each.filters for each in costs}
+    weights = {each.name: each.weights for each in costs}
+    filters: dict[str, Any] = {**before, **(stay if mode == "filterwise" else {})}
+    if kind == "filters":
+        return sum(filters[each.name] for each in costs if each.pruned)
+    if mode == "layerwise":
+        weights |= stay
+    else:
+        for each in costs:
+            read = each.channels or [before[name] for name in each.previous]
+            # Filters go in such numbers that this leaves no remainder.
+            lost = sum(
+                (before[name] - stay[name]) * count // before[name]
+                for name, count in zip(each.previous, read, strict=True)
+            )
+            if each.role == "follower":
+                filters[each.name] = each.filters - lost
+                lost = 0
+            weights[each.name] = each.area * (each.in_channels - lost) * filters[each.name]
+    if kind == "macs":
+        return sum(weights[each.name] * each.positions for each in costs)
+    if kind == "sparsity":
+        return sum(weights[each.name] for each in costs if each.pruned)
+    return size(sum(weights.values()), sum(filters[each.name] for each in costs if each.bias))
 
 
 def check_choice(name: str, value: str, known: Collection[str]) -> None:

@@ -6,14 +6,26 @@ then the whole weights or filters, with which the budget is met.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 
-from l3prune.allocation import LayerCost, Rule, check_choice, checked, uniform
+from l3prune.allocation import (
+    LayerCost,
+    Rule,
+    Size,
+    check_choice,
+    float32_bytes,
+    left_of,
+    to_prune,
+    total_of,
+    uniform,
+)
 from l3prune.errors import ParameterError
 from l3prune.filterwise import coupled, filters_kept
 from l3prune.plan import check_fraction
@@ -24,8 +36,14 @@ RELATIONS = {"sparsity": "=", "filters": "=", "macs": "<=", "bytes": "<="}
 MODES = ("layerwise", "filterwise")
 
 _UNITS = {"k": 10**3, "M": 10**6, "G": 10**9}
-_SYNTAX = re.compile(r"\s*(\w+)\s*(<=|>=|==|=|<|>)\s*(\d+\.?\d*(?:e[+-]?\d+)?|\.\d+)\s*(\w*|%)\s*")
+_SYNTAX = re.compile(
+    # An exponent of more digits is beyond the numbers that Decimal takes.
+    r"\s*(\w+)\s*(<=|>=|==|=|<|>)\s*(\d+\.?\d*(?:e[+-]?\d{1,3}(?!\d))?|\.\d+)\s*(\w*|%)\s*"
+)
 _EXAMPLES = "macs<=1G, bytes<=450k, sparsity=95.45 (percent) or filters=0.5 (fraction removed)"
+
+#: How near a budget is met: of all weights or filters, and of the MACs or bytes.
+_TOLERANCE = {"sparsity": 1e-3, "filters": 1e-3, "macs": 1e-2, "bytes": 1e-2}
 
 #: So near to a limit, as a part of it, `meet` gives back no more than rounding took: to fill the
 #: rest, layers of cheap weights would have to stay denser than the rule leaves them.
@@ -33,22 +51,6 @@ _NEAR = 1e-3
 
 #: Halvings of [0, 1) until the level is exact in double precision.
 _HALVINGS = 60
-
-#: (weights, biases) -> bytes.
-Size = Callable[[int, int], float]
-
-
-def float32_bytes(weights: int, biases: int) -> int:
-    """Bytes of weights that are not zero and of biases at four bytes each.
-
-    EdgeL3's convention: where the weights are is not counted, and neither is BatchNorm.
-
-    Examples
-    --------
-    >>> float32_bytes(213491 - 1920, 1920)
-    853964
-    """
-    return 4 * (weights + biases)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def kept(costs: Sequence[LayerCost], amounts: Mapping[str, float], mode: str) ->
     """How many weights (layerwise) or filters (filterwise) of each layer stay.
 
     What `plan_layerwise` and `plan_filterwise(ratio=...)` make of the amounts, where no two weights
-    score alike.
+    score alike but those that are zero already, which go first.
 
     Raises
     ------
@@ -173,13 +175,13 @@ def kept(costs: Sequence[LayerCost], amounts: Mapping[str, float], mode: str) ->
     ({'a': 45}, {'a': 5})
     """
     check_choice("mode", mode, MODES)
-    costs = checked(costs)
+    costs = to_prune(costs)
     amounts = _amounts(amounts, [each.name for each in costs])
     result = {}
     for each in costs:
         amount = amounts[each.name]
         if mode == "filterwise":
-            result[each.name] = filters_kept(each.filters, amount)
+            result[each.name] = each.together * filters_kept(each.filters // each.together, amount)
             continue
         # The percentile rule: the score of this rank goes too.
         goes = round((each.weights - 1) * amount) + 1 if amount else 0
@@ -187,7 +189,7 @@ def kept(costs: Sequence[LayerCost], amounts: Mapping[str, float], mode: str) ->
             raise ParameterError(
                 f"layer {each.name} would lose all its weights; ask for less sparsity there"
             )
-        result[each.name] = each.weights - goes
+        result[each.name] = min(each.weights - goes, each.present)
     return result
 
 
@@ -209,7 +211,8 @@ def measure(
         Weights or filters of each layer that stay.
     mode : str
         layerwise: weights are zeroed; MACs and bytes are those of the others. filterwise: filters
-        are removed and with them the channels of the layers that read them.
+        are removed and with them the channels of the layers that read them. MACs and bytes are of
+        all layers, sparsity and filters of those that can be pruned.
     size : callable (weights, biases) -> bytes
 
     Examples
@@ -220,10 +223,60 @@ def measure(
     """
     check_choice("mode", mode, MODES)
     check_choice("kind", kind, RELATIONS)
-    left = _left(kind, checked(costs), stay, mode, size)
-    if kind == "sparsity":
-        return 1 - left / sum(each.weights for each in costs)
-    return 1 - left / sum(each.filters for each in costs) if kind == "filters" else left
+    left = left_of(kind, costs, stay, mode, size)
+    return 1 - left / total_of(kind, costs) if kind in ("sparsity", "filters") else left
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How near a pruned network is to its budget; `note` tells it in words where it is not near.
+
+    Attributes
+    ----------
+    budget : str
+    value : float
+        What the budget is compared with, as `measure` gives it.
+    met : bool
+        At or below the limit; within 0.1 % of all weights or filters, or half a filter.
+    near : bool
+        Also no more than 1 % below the limit.
+    note : str
+
+    Examples
+    --------
+    >>> Outcome("macs<=1k", 1000.0, met=True, near=True, note="").near
+    True
+    """
+
+    budget: str
+    value: float
+    met: bool
+    near: bool
+    note: str
+
+
+def outcome(budget: Budget, value: float, costs: Sequence[LayerCost]) -> Outcome:
+    """Compare what `measure` found with a budget.
+
+    Examples
+    --------
+    >>> layer = LayerCost("a", 90, 10, 7, 1, (3, 3))
+    >>> outcome(parse_budget("sparsity=17"), 0.1743, [layer]).note
+    'sparsity is 17.43 % instead of 17 %'
+    """
+    tolerance = _TOLERANCE[budget.kind]
+    if budget.relation == "<=":
+        met = bool(value <= budget.value)
+        near = met and bool(value >= (1 - tolerance) * budget.value)
+        side = f"{100 * abs(1 - value / budget.value):.3g} % {'below' if met else 'above'}"
+        text = f"{budget.kind} are {value:,.10g}, {side} the limit of {budget.value:,.10g}"
+    else:
+        if budget.kind == "filters":
+            tolerance = max(tolerance, 0.5 / total_of("filters", costs) + 1e-9)
+        met = near = bool(abs(value - budget.value) <= tolerance)
+        verb = "is" if budget.kind == "sparsity" else "removed are"
+        text = f"{budget.kind} {verb} {100 * value:.4g} % instead of {100 * budget.value:.10g} %"
+    return Outcome(str(budget), float(value), met, near, "" if near else text)
 
 
 def meet(
@@ -239,12 +292,15 @@ def meet(
 
     Bisection finds the rule's lowest level at which what stays is within the budget. Then layers
     get back single weights or filters, those first that rounding has cost most, until no more than
-    0.1 % of the limit is left over or nothing fits in any more.
+    0.1 % of the limit is left over or nothing fits in any more. Where that is not near (`outcome`),
+    layers exchange one or two filters for one or two of another, as long as that comes nearer.
 
     MACs and bytes are never above the limit, and a sparsity or fraction of filters not below the
     wish, taken to the nearest whole weight or filter. Layerwise, the sparsity is met to the weight.
-    Filterwise, one filter may be more than what is left over; small networks then end further from
-    the limit: `measure` tells where.
+    Filterwise, small networks may end further from the limit: `measure` tells where.
+
+    Layerwise, weights that are zero already are of those that go: a layer is never denser than it
+    was, and if it is sparser than the rule's level, it stays as it is.
 
     Parameters
     ----------
@@ -258,13 +314,12 @@ def meet(
     groups : sequence of sequences of str
         Filterwise: layers that lose filters together. They get their mean amount.
     size : callable (weights, biases) -> bytes
-        What a budget of bytes counts.
 
     Returns
     -------
     amounts : dict of str to float
         In [0, 1), such that `kept` gives exactly the numbers that were chosen. Where level 0 is
-        within the budget: the rule's amounts for it, which are 0 for the rules here.
+        within the budget: the rule's amounts for it, 0 for the rules here, or what is zero already.
 
     Raises
     ------
@@ -278,14 +333,19 @@ def meet(
     >>> ratios = meet(parse_budget("macs<=500"), [first, second], "filterwise")
     >>> stay = kept([first, second], ratios, "filterwise")
     >>> ratios, measure("macs", [first, second], stay, "filterwise")
-    ({'a': 0.4, 'b': 0.5}, 462)
+    ({'a': 0.3, 'b': 0.75}, 490)
     """
-    costs = checked(costs)
+    pruned = to_prune(costs)
     check_choice("mode", mode, MODES)
     if mode == "layerwise" and (groups or budget.kind == "filters"):
         raise ParameterError("filters and their groups are removed filterwise; mode is layerwise")
-    sizes = {each.name: each.weights if mode == "layerwise" else each.filters for each in costs}
+    by_filter = mode == "filterwise"
+    # Weights, or filters that go together.
+    sizes = {c.name: c.filters // c.together if by_filter else c.weights for c in pruned}
+    together = {c.name: c.together if by_filter else 1 for c in pruned}
+    present = {c.name: sizes[c.name] if by_filter else c.present for c in pruned}
     units = coupled(sizes, groups)
+    there = np.array([present[unit[0]] for unit in units])
 
     def wishes(level: float) -> np.ndarray:
         """What the rule leaves of each unit, in fractions of a weight or filter."""
@@ -295,70 +355,64 @@ def meet(
         )
 
     def whole(wish: np.ndarray) -> np.ndarray:
-        return np.maximum(np.floor(wish + 1e-9), 1).astype(int)
+        return np.minimum(np.maximum(np.floor(wish + 1e-9), 1).astype(int), there)
 
-    def stays(counts: np.ndarray) -> dict[str, int]:
-        return {name: int(n) for unit, n in zip(units, counts, strict=True) for name in unit}
+    def stays(counts: np.ndarray) -> dict[str, Any]:
+        each = zip(units, np.moveaxis(counts, -1, 0), strict=True)
+        return {name: number * together[name] for unit, number in each for name in unit}
 
-    def left(counts: np.ndarray) -> float:
-        return _left(budget.kind, costs, stays(counts), mode, size)
+    def left(counts: np.ndarray) -> Any:
+        return left_of(budget.kind, costs, stays(counts), mode, size)
 
-    limit = _limit(budget, costs)
+    near, limit = _limits(budget, costs)
     level = _highest_level(rule, costs)
-    wish = wishes(level)
-    if left(whole(wish)) > limit:
-        value = measure(budget.kind, costs, stays(whole(wish)), mode, size)
+    least = whole(wishes(level))
+    if left(least) > limit:
+        value = measure(budget.kind, costs, stays(least), mode, size)
         best = f"{100 * value:.6g} %" if budget.relation == "=" else f"{value:.6g}"
         raise ParameterError(
             f"{budget} cannot be met {mode}: this rule gets to {best} at most; "
             "ask for less, or use another rule"
         )
-    most = whole(wishes(0.0))
-    counts = most
+    counts = most = whole(wishes(0.0))
     if left(most) > limit:
-        low = 0.0
-        for _ in range(_HALVINGS):
-            middle = (low + level) / 2
-            if left(whole(wishes(middle))) <= limit:
-                level = middle
-            else:
-                low = middle
+        level, low = _halve(lambda level: left(whole(wishes(level))) <= limit, level, 0.0)
         # A rule may jump at this level, as one on a grid of amounts does: go between its two sides.
         above, below = wishes(low), wishes(level)
-        part, too_much = 0.0, 1.0
-        for _ in range(_HALVINGS):
-            middle = (part + too_much) / 2
-            if left(whole(below + middle * (above - below))) <= limit:
-                part = middle
-            else:
-                too_much = middle
-        counts = _give_back(below + part * (above - below), whole, left, limit, most)
+        part, _ = _halve(lambda part: left(whole(below + part * (above - below))) <= limit, 0, 1)
+        wish = below + part * (above - below)
+        counts = _give_back(whole(wish), wish, left, limit, most)
+        if by_filter:
+            counts = _exchange(counts, wish, left, (near, limit), (least, most))
     stay = stays(counts)
-    return {name: _amount(sizes[name], sizes[name] - stay[name], mode) for name in sizes}
+    return {
+        name: _amount(sizes[name], sizes[name] - int(stay[name]) // together[name], mode)
+        for name in sizes
+    }
 
 
-def _limit(budget: Budget, costs: Sequence[LayerCost]) -> float:
-    """The budget as what may stay: weights, filters, MACs or bytes."""
+def _limits(budget: Budget, costs: Sequence[LayerCost]) -> tuple[float, float]:
+    """What must stay to be near the budget, and what may: weights, filters, MACs or bytes."""
+    tolerance = _TOLERANCE[budget.kind]
     if budget.relation == "<=":
-        return budget.value
-    total = sum(each.weights if budget.kind == "sparsity" else each.filters for each in costs)
+        return budget.value * (1 - tolerance), budget.value
+    total = total_of(budget.kind, costs)
     # To the nearest whole one.
-    return np.floor(total * (1 - budget.value) + 0.5)
+    return total * (1 - budget.value - tolerance), np.floor(total * (1 - budget.value) + 0.5)
 
 
 def _give_back(
+    counts: np.ndarray,
     wish: np.ndarray,
-    whole: Callable[[np.ndarray], np.ndarray],
     left: Callable[[np.ndarray], float],
     limit: float,
     most: np.ndarray,
 ) -> np.ndarray:
-    """Whole numbers for the wish, and ones added where they fit below the limit."""
-    counts = whole(wish)
+    """The whole numbers, with ones added to them where they fit below the limit."""
     amount = left(counts)
     fits = counts < most
     while fits.any() and amount < limit:
-        missing = np.where(fits, (wish - counts) / most, -np.inf)
+        missing = np.where(fits, (wish - counts) / np.maximum(most, 1), -np.inf)
         chosen = int(missing.argmax())
         # What rounding took is given back in any case, more than that for a nearer limit only.
         if missing[chosen] <= 0 and limit - amount <= _NEAR * limit:
@@ -375,6 +429,32 @@ def _give_back(
     return counts
 
 
+def _exchange(
+    counts: np.ndarray,
+    wish: np.ndarray,
+    left: Callable[[np.ndarray], Any],
+    goal: tuple[float, float],
+    bounds: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """Whole numbers of which what is left comes into the goal, or as near below as exchanges of one
+    or two for one or two take it. Of those alike the ones nearest to the wish."""
+    (low, high), (least, most) = goal, bounds
+    eye = np.eye(len(counts), dtype=int)
+    while (amount := left(counts)) < low:
+        best, chosen = (amount, 0.0), counts
+        for giver, give, take in itertools.product(eye, (1, 2), (1, 2)):
+            moved = counts - give * giver + take * eye
+            moved = moved[((moved >= least) & (moved <= most)).all(axis=1)]
+            for each, more in zip(moved, left(moved), strict=True):
+                key = (min(more, low), -float((np.abs(each - wish) / most).sum()))
+                if amount < more <= high and key > best:
+                    best, chosen = key, each
+        if chosen is counts:
+            break
+        counts = chosen
+    return counts
+
+
 def _amounts(amounts: Mapping[str, float], layers: Collection[str]) -> dict[str, float]:
     for layer in layers:
         if layer not in amounts:
@@ -383,8 +463,11 @@ def _amounts(amounts: Mapping[str, float], layers: Collection[str]) -> dict[str,
 
 
 def _amount(size: int, goes: int, mode: str) -> float:
-    if mode == "filterwise" or goes == 0:
+    if mode == "filterwise":
         return goes / size
+    # Where all weights are zero already, none is left to be above a percentile.
+    if goes in (0, size):
+        return 0.0
     # In the middle of what the percentile rule rounds to the rank goes - 1, and above 0, which
     # would keep all.
     return (goes - 0.75) / (size - 1)
@@ -394,38 +477,24 @@ def _highest_level(rule: Rule, costs: Sequence[LayerCost]) -> float:
     """The highest level that the rule takes: it may refuse what some layer could not give."""
     # At 0 no rule has a reason to refuse but a mistake in what it was given.
     rule(costs, 0.0)
-    low, high = 0.0, 1 - 1e-9
-    for attempt in range(_HALVINGS):
-        middle = (low + high) / 2 if attempt else high
+
+    def takes(level: float) -> bool:
         try:
-            rule(costs, middle)
+            rule(costs, level)
         except ParameterError:
-            high = middle
+            return False
+        return True
+
+    highest = 1 - 1e-9
+    return highest if takes(highest) else _halve(takes, 0.0, highest)[0]
+
+
+def _halve(fits: Callable[[float], bool], inside: float, outside: float) -> tuple[float, float]:
+    """The nearest two numbers between these of which one fits and the other does not."""
+    for _ in range(_HALVINGS):
+        middle = (inside + outside) / 2
+        if fits(middle):
+            inside = middle
         else:
-            low = middle
-            if not attempt:
-                break
-    return low
-
-
-def _left(
-    kind: str, costs: Sequence[LayerCost], stay: Mapping[str, int], mode: str, size: Size
-) -> float:
-    """What stays of the network: weights, filters, MACs or bytes."""
-    if kind == "filters":
-        return sum(stay[each.name] for each in costs)
-    weights = stay
-    biases = sum(each.filters for each in costs)
-    if mode == "filterwise":
-        gone = {each.name: each.filters - stay[each.name] for each in costs}
-        weights = {
-            each.name: each.area
-            * (each.in_channels - sum(gone[name] for name in each.previous))
-            * stay[each.name]
-            for each in costs
-        }
-        biases = sum(stay[each.name] for each in costs)
-    if kind == "macs":
-        return sum(weights[each.name] * each.positions for each in costs)
-    total = sum(weights[each.name] for each in costs)
-    return total if kind == "sparsity" else size(total, biases)
+            outside = middle
+    return inside, outside

@@ -6,7 +6,8 @@ kind of layer; a published figure can only be compared under its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.allocation import LayerCost
-from l3prune.channels import PRODUCERS, check_functional, follow
+from l3prune.channels import PRODUCERS, LayerChannels, check_functional, follow
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
 
@@ -128,8 +129,9 @@ def peak_activation_bytes(network: keras.Model) -> int:
     """Most bytes of float32 activations alive at once, for one input, layer after layer.
 
     An activation is alive from the layer that makes it to the last that reads it; a layer's inputs
-    and output are alive together, and layers that only rename (Flatten, Dropout, Reshape) or act on
-    each value (ReLU, BatchNorm) work in place. What a convolution needs besides is not counted.
+    and output are alive together. Layers that only rename (Flatten, Dropout, Reshape) take no
+    memory; those that act on each value (ReLU, BatchNorm) work in place if nothing reads their
+    input later. What a convolution needs besides is not counted.
 
     Examples
     --------
@@ -138,14 +140,28 @@ def peak_activation_bytes(network: keras.Model) -> int:
     24.875
     """
     calls = list(_calls(network, ""))
-    # A tensor that is worked on in place is the same memory as the one before.
+    # A tensor that was only renamed has the same values as the one before.
+    values: dict[int, int] = {}
+    read: dict[int, int] = {}
+    for step, (_, node) in enumerate(calls):
+        inputs = [values.get(id(tensor), id(tensor)) for tensor in _flat(node.keras_inputs)]
+        if isinstance(node.layer, _RENAMING):
+            values[id(_one(node.outputs))] = inputs[0]
+        else:
+            read |= dict.fromkeys(inputs, step)
+    for tensor in network.outputs:
+        read[values.get(id(tensor), id(tensor))] = len(calls)
+    # One that is worked on in place is in the same memory as the one before.
     home: dict[int, int] = {}
     sizes: dict[int, int] = {}
     last: dict[int, int] = {}
     for step, (_, node) in enumerate(calls):
+        first, output = _flat(node.keras_inputs)[0], _one(node.outputs)
         inputs = [home.get(id(tensor), id(tensor)) for tensor in _flat(node.keras_inputs)]
-        output = _one(node.outputs)
-        home[id(output)] = inputs[0] if isinstance(node.layer, _IN_PLACE) else id(output)
+        in_place = isinstance(node.layer, _RENAMING) or (
+            isinstance(node.layer, _BY_VALUE) and read[values.get(id(first), id(first))] == step
+        )
+        home[id(output)] = inputs[0] if in_place else id(output)
         for key, tensor in [
             *zip(inputs, _flat(node.keras_inputs), strict=True),
             (home[id(output)], output),
@@ -163,19 +179,23 @@ def peak_activation_bytes(network: keras.Model) -> int:
     return peak
 
 
-_IN_PLACE = (
-    *(_LAYERS.Flatten, _LAYERS.Reshape, _LAYERS.Dropout, _LAYERS.BatchNormalization),
-    *(_LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.PReLU, _LAYERS.ELU, _LAYERS.Activation),
+_RENAMING = (_LAYERS.Flatten, _LAYERS.Reshape, _LAYERS.Dropout)
+
+_BY_VALUE = (
+    *(_LAYERS.BatchNormalization, _LAYERS.Activation),
+    *(_LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.PReLU, _LAYERS.ELU),
 )
 
 
 def layer_costs(network: keras.Model) -> list[LayerCost]:
-    """The convolutions of a network as budgets take them.
+    """The layers of a network as budgets take them: its convolutions, then all others that compute.
+
+    MACs are those of `CONVENTIONS["macs"]`. Of a separable convolution both halves have costs.
 
     Raises
     ------
     ParameterError
-        As `channels.follow`; or a convolution is called at several places.
+        As `channels.follow`; or a layer with weights is called at several places.
 
     Examples
     --------
@@ -188,33 +208,78 @@ def layer_costs(network: keras.Model) -> list[LayerCost]:
     found = convolutions(network)
     positions: dict[str, int] = {}
     for name, node in _calls(network, ""):
-        if name in found:
-            if name in positions:
-                raise ParameterError(
-                    f"layer {name} is called at several places, which budgets do not know"
-                )
-            positions[name] = int(np.prod(_one(node.outputs).shape[1:-1]))
-    costs = []
-    for name, layer in found.items():
-        kh, kw, in_channels, filters = (int(size) for size in layer.kernel.shape)
-        # Of layers that are added, the first stands for all: they lose filters together.
-        missing, previous = set(channels[name].inputs.tolist()), []
-        for other in found:
-            if other != name and missing & set(channels[other].outputs.tolist()):
-                previous.append(other)
-                missing -= set(channels[other].outputs.tolist())
-        costs.append(
-            LayerCost(
-                name=name,
-                weights=kh * kw * in_channels * filters,
-                filters=filters,
-                positions=positions[name],
-                in_channels=in_channels,
-                kernel_size=(kh, kw),
-                previous=tuple(previous),
+        if not isinstance(node.layer, (*PRODUCERS, _LAYERS.DepthwiseConv2D)):
+            continue
+        if name in positions:
+            raise ParameterError(
+                f"layer {name} is called at several places, which budgets do not know"
             )
+        transposed = isinstance(node.layer, _LAYERS.Conv2DTranspose)
+        places = node.keras_inputs[0] if transposed else _one(node.outputs)
+        positions[name] = int(np.prod(places.shape[1:-1]))
+    # Of layers that are added, the first stands for all: they lose filters together.
+    owners: dict[int, str] = {}
+    for name in found:
+        for number in channels[name].outputs.tolist():
+            owners.setdefault(number, name)
+    names = dict.fromkeys([*found, *positions])
+    return [
+        cost
+        for name in names
+        for cost in _costs(name, channels[name], positions[name], owners, name in found)
+    ]
+
+
+def _costs(
+    name: str, each: LayerChannels, positions: int, owners: Mapping[int, str], pruned: bool
+) -> Iterator[LayerCost]:
+    layer, groups = each.layer, getattr(each.layer, "groups", 1)
+    read = Counter(owners[number] for number in each.inputs.tolist() if number in owners)
+
+    def cost(name: str, kernel, role: str, read: Mapping[str, int], bias: bool) -> LayerCost:
+        *sides, in_channels, filters = (int(size) for size in kernel.shape)
+        if isinstance(layer, _LAYERS.Conv2DTranspose):
+            in_channels, filters = filters, in_channels
+        if role == "follower" and not isinstance(layer, _LAYERS.Conv1D):
+            in_channels, filters = 1, in_channels * filters
+        kh, kw = (*sides, 1, 1)[:2]
+        alike = np.unique(each.outputs, return_counts=True)[1]
+        return LayerCost(
+            name=name,
+            weights=int(np.prod(kernel.shape)),
+            filters=filters,
+            positions=positions,
+            in_channels=in_channels,
+            kernel_size=(kh, kw),
+            previous=tuple(read),
+            channels=tuple(read.values()),
+            role=role,
+            together=int(alike[0]) if pruned and (alike == alike[0]).all() else 1,
+            nonzero=int(np.count_nonzero(kernel.numpy())),
+            bias=bias,
         )
-    return costs
+
+    def times(factor: int) -> dict[str, int]:
+        return {name: factor * count for name, count in read.items()}
+
+    if isinstance(layer, _LAYERS.SeparableConv2D | _LAYERS.DepthwiseConv2D):
+        repeated = times(layer.depth_multiplier)
+        halves = isinstance(layer, _LAYERS.SeparableConv2D)
+        depthwise = f"{name}/depthwise" if halves else name
+        bias = layer.use_bias and not halves
+        yield cost(depthwise, layer.depthwise_kernel, "follower", repeated, bias)
+        if halves:
+            pointwise = layer.pointwise_kernel
+            yield cost(f"{name}/pointwise", pointwise, "reader", repeated, layer.use_bias)
+    elif groups == len(each.inputs) > 1:
+        # Each filter reads one channel. As a convolution it is pruned together with what it reads.
+        repeated = times(layer.filters // groups)
+        role = "convolution" if pruned else "follower"
+        yield cost(name, layer.kernel, role, {} if pruned else repeated, layer.use_bias)
+    else:
+        part = {name: count // groups for name, count in read.items()}
+        role = "convolution" if pruned else "reader"
+        yield cost(name, layer.kernel, role, part, layer.use_bias)
 
 
 def _macs(layer, node) -> int:

@@ -21,6 +21,7 @@ def plan_filterwise(
     ratio: float | Sequence[float] | None = None,
     global_ratio: float | None = None,
     groups: Sequence[Sequence[str]] | None = None,
+    places: Mapping[str, np.ndarray] | None = None,
     round_to: int = 1,
 ) -> PruningPlan:
     """Remove whole filters: those of the lowest scores, the later one of two that score alike.
@@ -45,6 +46,11 @@ def plan_filterwise(
         the mean of its layers' scores, divided as above, and counts as often as it has layers.
         Where the next filter under the threshold would be a group's and exceed the ratio,
         `global_ratio` stops.
+    places : mapping of str to np.ndarray of int, (filters,)
+        Layer -> the place of each of its filters, from 0 on, where several have one place and only
+        go together, as around a grouped convolution (`graph.FilterGroup.filters`). Each place has
+        as many filters as the others, is ranked by their mean score and counts as often. Layers
+        not named have a place for each filter.
     round_to : int
         The number of filters that stay is a multiple of it in every layer that has as many: rounded
         up where the layer has enough, else the layer's largest multiple. Smaller layers keep what
@@ -59,7 +65,7 @@ def plan_filterwise(
     ------
     ParameterError
         Scores of single weights, a count that the layer cannot keep, a ratio outside [0, 1), groups
-        of layers that differ in size or in what was asked for them.
+        of layers that differ in places or in what was asked for them, places of unequal size.
 
     Examples
     --------
@@ -78,13 +84,19 @@ def plan_filterwise(
         )
     if not is_integer(round_to) or round_to < 1:
         raise ParameterError(f"round_to={round_to!r} is not a whole number from 1 on")
-    units = _units(_filter_scores(scores), groups or ())
+    values = _filter_scores(scores)
+    at = _places(values, places or {})
+    units = _units(values, groups or (), at)
+    sizes = {layer: int(each.max()) + 1 for layer, each in at.items()}
+    # Filters at each place.
+    together = {layer: len(at[layer]) // size for layer, size in sizes.items()}
     if global_ratio is not None:
-        kept = _kept_globally(units, check_fraction(global_ratio, "global_ratio"))
+        fraction = check_fraction(global_ratio, "global_ratio")
+        weights = [sum(together[layer] for layer in unit) for unit in units]
+        kept = _kept_globally(list(units.values()), weights, fraction)
     else:
-        sizes = {layer: len(values) for layer, values in scores.items()}
         if counts is not None:
-            each = _check_counts(counts, sizes)
+            each = _check_counts(counts, sizes, together)
         else:
             ratios = zip(sizes.items(), each_layer(ratio, sizes, "ratio", "ratios"), strict=True)
             each = {layer: filters_kept(size, fraction) for (layer, size), fraction in ratios}
@@ -92,17 +104,20 @@ def plan_filterwise(
         for unit in units:
             for layer in unit[1:]:
                 if each[layer] != each[unit[0]]:
+                    first, other = (each[name] * together[name] for name in (unit[0], layer))
                     raise ParameterError(
-                        f"layers {unit[0]} and {layer} lose filters together, but {each[unit[0]]} "
-                        f"and {each[layer]} filters are to stay; ask for the same number"
+                        f"layers {unit[0]} and {layer} lose filters together, but {first} and "
+                        f"{other} filters are to stay; ask for the same number"
                     )
     masks = {}
-    for (unit, values), count in zip(units.items(), kept, strict=True):
-        if len(values) >= round_to:
-            count = min(-(-count // round_to), len(values) // round_to) * round_to
-        mask = np.zeros(len(values), bool)
-        mask[_best_first(values)[:count]] = True
-        masks.update(dict.fromkeys(unit, mask))
+    for (unit, ranked), count in zip(units.items(), kept, strict=True):
+        # So many places have a multiple of round_to filters in every layer.
+        whole = math.lcm(*(round_to // math.gcd(round_to, together[layer]) for layer in unit))
+        if len(ranked) >= whole:
+            count = min(-(-count // whole), len(ranked) // whole) * whole
+        mask = np.zeros(len(ranked), bool)
+        mask[_best_first(ranked)[:count]] = True
+        masks.update({layer: mask[at[layer]] for layer in unit})
     return PruningPlan({layer: masks[layer] for layer in scores})
 
 
@@ -142,7 +157,8 @@ def plan_sequential(
     """
     if not weights:
         raise ParameterError("there are no convolutions to prune")
-    each = _check_counts(counts, {name: layer.kernel.shape[3] for name, layer in weights.items()})
+    sizes = {name: layer.kernel.shape[3] for name, layer in weights.items()}
+    each = _check_counts(counts, sizes, dict.fromkeys(sizes, 1))
     masks: dict[str, np.ndarray] = {}
     previous = None
     for name, layer in weights.items():
@@ -230,26 +246,59 @@ def _filter_scores(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return result
 
 
+def _places(
+    scores: Mapping[str, np.ndarray], places: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The place of each filter of each layer."""
+    result = {}
+    for layer, values in scores.items():
+        each = np.asarray(places.get(layer, np.arange(len(values))))
+        if each.shape != values.shape or len(set(np.bincount(each.ravel()))) > 1:
+            raise ParameterError(
+                f"layer {layer}: its {len(values)} filters are at places {each.tolist()}; give "
+                "a place for each filter, and as many filters to each place"
+            )
+        result[layer] = each
+    return result
+
+
 def _units(
-    scores: Mapping[str, np.ndarray], groups: Sequence[Sequence[str]]
+    scores: Mapping[str, np.ndarray],
+    groups: Sequence[Sequence[str]],
+    places: Mapping[str, np.ndarray],
 ) -> dict[tuple[str, ...], np.ndarray]:
-    """Layers that lose filters together -> their scores."""
-    units = coupled({layer: len(values) for layer, values in scores.items()}, groups)
-    return {unit: np.mean([scores[layer] for layer in unit], axis=0) for unit in units}
+    """Layers that lose filters together -> the score of each of their places."""
+    means = {
+        layer: np.bincount(places[layer], values) / np.bincount(places[layer])
+        for layer, values in scores.items()
+    }
+    units = coupled({layer: len(values) for layer, values in means.items()}, groups)
+    return {unit: np.mean([means[layer] for layer in unit], axis=0) for unit in units}
 
 
-def _check_counts(counts: Sequence[int], sizes: Mapping[str, int]) -> dict[str, int]:
+def _check_counts(
+    counts: Sequence[int], sizes: Mapping[str, int], together: Mapping[str, int]
+) -> dict[str, int]:
+    """How many places stay, from how many filters are to stay."""
     if len(counts) != len(sizes):
         raise ParameterError(
             f"{len(counts)} counts given for {len(sizes)} convolutions; "
             f"give {len(sizes)} (in the order {', '.join(sizes)})"
         )
     for (layer, size), count in zip(sizes.items(), counts, strict=True):
-        if not is_integer(count) or not 1 <= count <= size:
+        filters = size * together[layer]
+        if not is_integer(count) or not 1 <= count <= filters:
             raise ParameterError(
-                f"layer {layer}: {count!r} filters cannot stay of {size}; give 1 to {size}"
+                f"layer {layer}: {count!r} filters cannot stay of {filters}; give 1 to {filters}"
             )
-    return {layer: int(count) for layer, count in zip(sizes, counts, strict=True)}
+        if count % together[layer]:
+            raise ParameterError(
+                f"layer {layer}: {count} filters cannot stay: {together[layer]} at a time go "
+                f"together, one of each group; give a multiple of {together[layer]}"
+            )
+    return {
+        layer: int(count) // together[layer] for layer, count in zip(sizes, counts, strict=True)
+    }
 
 
 def _nearest(kept: float) -> int:
@@ -261,20 +310,20 @@ def _best_first(values: np.ndarray) -> np.ndarray:
     return np.argsort(-values, kind="stable")
 
 
-def _kept_globally(units: Mapping[tuple[str, ...], np.ndarray], ratio: float) -> list[int]:
-    """How many filters of each unit stay when the lowest scores of all go."""
-    total = sum(len(unit) * len(values) for unit, values in units.items())
+def _kept_globally(units: Sequence[np.ndarray], weights: Sequence[int], ratio: float) -> list[int]:
+    """How many places of each unit stay when the lowest scores of all go; a place of a unit has as
+    many filters as its weight."""
+    total = sum(weight * len(values) for weight, values in zip(weights, units, strict=True))
     goes = total - _nearest(total * (1 - ratio))
     candidates = sorted(
         # Of two that score alike the later layer's goes first; the best one of a unit does not go.
         (float(value), -number)
-        for number, values in enumerate(units.values())
+        for number, values in enumerate(units)
         for value in values[_best_first(values)[1:]]
     )
-    kept = [len(values) for values in units.values()]
-    layers = [len(unit) for unit in units]
+    kept = [len(values) for values in units]
     for _, number in candidates:
-        goes -= layers[-number]
+        goes -= weights[-number]
         if goes < 0:
             break
         kept[-number] -= 1

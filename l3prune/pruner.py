@@ -6,7 +6,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ class Wish:
         In [0, 1): sparsity, or with `filterwise` the fraction of filters removed; one for all
         layers, or one each. Filterwise, one for all leaves alone the filters of the network's
         output, and layers that share only some of their filters with another (a concatenation that
-        is added to something).
+        is added to something). Around grouped convolutions each group loses as many as the others.
     overall : float or None
         The same for all layers together, by one threshold.
     counts : sequence of int or None
@@ -221,6 +221,36 @@ def prune(
     return surgery.apply_masks(network, plan), plan
 
 
+def outcome(network: keras.Model, pruned: keras.Model, wish: Wish) -> budgets.Outcome | None:
+    """How near a pruned network is to the budget that was wished for; None if there was none.
+
+    Parameters
+    ----------
+    network : keras.Model
+        As it was before.
+    pruned : keras.Model
+    wish : Wish
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network, wish = create_network("sea64"), Wish(budget="sparsity=90")
+    >>> outcome(network, prune(network, wish)[0], wish).met
+    True
+    """
+    if wish.budget is None:
+        return None
+    budget = budgets.parse_budget(wish.budget)
+    costs = complexity.layer_costs(network)
+    if wish.filterwise:
+        stay = {name: layer.filters for name, layer in graph.convolutions(pruned).items()}
+    else:
+        kernels = graph.conv_weights(pruned)
+        stay = {name: int(np.count_nonzero(each.kernel)) for name, each in kernels.items()}
+    mode = "filterwise" if wish.filterwise else "layerwise"
+    return budgets.outcome(budget, budgets.measure(budget.kind, costs, stay, mode), costs)
+
+
 def make_plan(network: keras.Model, wish: Wish, batches: Batches | None = None) -> PruningPlan:
     """The plan for a network; see `prune`.
 
@@ -278,7 +308,7 @@ def sparsity(network: keras.Model, wish: Wish) -> float | list[float]:
 def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> PruningPlan:
     weights = graph.conv_weights(network)
     groups = graph.filter_groups(network)
-    chain = all(len(group.filters) == 1 for group in groups)
+    chain = all(len(group.filters) == 1 and _alike(group) == [1] for group in groups)
     if wish.counts is not None and chain and not wish.needs_data:
         return plan_sequential(weights, wish.counts, wish.criterion_name)
     each = isinstance(wish.amount, Sequence) and len(wish.amount) > 1
@@ -287,7 +317,8 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
         for group in groups
         if not group.removable.all()
         or (group.in_output and not each and wish.counts is None)
-        or not all(np.array_equal(p, np.arange(group.size)) for p in group.filters.values())
+        or not group.filters.keys() <= weights.keys()
+        or None in _alike(group)
         for name in group.filters
     }
     if wish.needs_data:
@@ -299,15 +330,21 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
     scores = {name: values for name, values in scored.items() if name not in fixed}
     if not scores:
         raise ParameterError(
-            "no layer can lose filters here: those of the output stay, and those that share only "
-            "some of their filters with another"
+            "no layer can lose filters here: whole stay those of the output or that a softmax "
+            "compares, those of which only some are shared with another layer, and those shared "
+            "with a layer that is no 2-D convolution"
         )
     together = [
         tuple(name for name in group.filters if name in scores)
         for group in groups
         if sum(name in scores for name in group.filters) > 1
     ]
-    choose = functools.partial(plan_filterwise, scores, groups=together, round_to=wish.round_to)
+    places = {
+        name: each for group in groups for name, each in group.filters.items() if name in scores
+    }
+    choose = functools.partial(
+        plan_filterwise, scores, groups=together, places=places, round_to=wish.round_to
+    )
     if wish.counts is not None:
         return choose(counts=wish.counts)
     if wish.overall is not None:
@@ -320,9 +357,15 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
     shared = share_out(wish.allocation, budget.kind, measured)
 
     def leaving_the_fixed(layers, level):
-        # What is not pruned counts all the same.
-        pruned = shared([cost for cost in layers if cost.name in scores], level)
-        return {**dict.fromkeys(fixed, 0.0), **pruned}
+        # What is not pruned counts all the same; what the others read of it does not change.
+        pruned = [replace(c, previous=(), channels=()) for c in layers if c.name in scores]
+        return {**dict.fromkeys(fixed, 0.0), **shared(pruned, level)}
 
     amounts = budgets.meet(budget, costs, "filterwise", leaving_the_fixed, groups=together)
     return choose(ratio=[amounts[name] for name in scores])
+
+
+def _alike(group: graph.FilterGroup) -> list[int | None]:
+    """Of each layer of a group: how many of its filters are at each place; None if that differs."""
+    counts = [np.bincount(each, minlength=group.size) for each in group.filters.values()]
+    return [int(each[0]) if (each == each[0]).all() else None for each in counts]

@@ -6,21 +6,23 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from l3prune.audio import find_audio, load_audio
 from l3prune.errors import L3PruneError, ParameterError, command
 from l3prune.files import new_folder, read_json, write_json
-from l3prune.options import CHOICES, MODEL_TYPES, chosen_of, parse, reduces
+from l3prune.options import CHOICES, MASK_SETTINGS, MODEL_TYPES, chosen_of, parse, reduces
 from l3prune.quiet import load_tensorflow
 
 if TYPE_CHECKING:
     import tf_keras as keras
 
+    from l3prune.budget import Outcome
     from l3prune.pruner import Wish
     from l3prune.schedules import MaskSchedule
     from l3prune.training import Recipe
@@ -103,8 +105,8 @@ def _student(args: argparse.Namespace, teacher: keras.Model) -> keras.Model:
     from l3prune.networks import create_network, l3
 
     student = teacher
+    keras.utils.set_random_seed(args.random_state)  # for fresh weights
     if args.student in l3.SPECS:
-        keras.utils.set_random_seed(args.random_state)
         student = create_network(args.student, front_end=l3.front_end(teacher).form)
     elif args.student is not None:
         student = models.load(args.student, input="waveform")
@@ -123,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.networks import l3
     from l3prune.plan import PruningPlan
-    from l3prune.pruner import prune
+    from l3prune.pruner import outcome, prune
     from l3prune.weights import save_network
 
     schedule = _mask_schedule(args)
@@ -133,11 +135,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     teacher = models.load(args.weight_path, model_type, input="waveform")
     whole = _student(args, teacher)
     wish = _wish(args, whole)
-    pruned, plan, update = whole, PruningPlan({}), None
+    pruned, plan, update, found = whole, PruningPlan({}), None, None
     # What is wrong with the wish shows before audio is decoded, which may take long.
     late = wish is not None and wish.needs_data
     if wish is not None and not late:
         pruned, plan = prune(whole, wish)
+        found = outcome(whole, pruned, wish)
         if schedule is not None:
             # How many steps there are, data tell; how the student begins does not depend on it.
             pruned, _ = schedules.begin(whole, wish, schedule, 10**9, recipe.epochs)
@@ -145,13 +148,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_pair(pruned, teacher, args.reduction)
 
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
-    resumed = args.continue_model_dir is not None
+    continued = resumed = args.continue_model_dir is not None
     # What is wrong with the input shows in here, and then no folder stays behind.
     with contextlib.ExitStack() as folders:
         folders.enter_context(new_folder(cache_dir))
-        if resumed:
+        if continued:
             run_dir = Path(args.continue_model_dir)
-            _check_files(run_dir, schedule is not None)
+            resumed = _has_an_epoch(run_dir)
+            if resumed:
+                _check_files(run_dir, schedule is not None)
+            else:
+                _check_begun(run_dir, args)
             if not late:
                 _check_continued(run_dir, pruned)
         else:
@@ -160,17 +167,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         train, validation = _open_data(args, rates, cache_dir)
         if wish is not None and late:
             pruned, plan = prune(whole, wish, _scoring_batches(args, whole, train[0]))
+            found = outcome(whole, pruned, wish)
             if args.retrain:
                 check_pair(pruned, teacher, args.reduction)
-            if resumed:
+            if continued:
                 _check_continued(run_dir, pruned)
         if schedule is not None and wish is not None:
             steps = args.train_epoch_size or -(-len(train[0]) // args.train_batch_size)
             _, update = schedules.begin(whole, wish, schedule, steps, recipe.epochs)
             update.epochs(steps, recipe.epochs)  # refuses a schedule that ends after the run
-    if not resumed:
+    if not continued:
         save_network(pruned, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
-    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv)
+    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv, found)
+    if found is not None and found.note:
+        print(f"note: --budget {found.budget}: {found.note}", file=sys.stderr)
 
     states = [("unpruned", teacher)]
     # Of a gradual schedule the student begins whole.
@@ -212,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _open_data(
     args: argparse.Namespace, rates: tuple[int, int], cache_dir: Path
-) -> list[tuple[WindowSource, WindowSource]]:
+) -> tuple[tuple[WindowSource, WindowSource], tuple[WindowSource, WindowSource]]:
     """The windows to train and to validate on, each at the student's and the teacher's rate.
 
     Files are decoded into the cache, which may take long; so first comes a look at the headers of
@@ -231,10 +241,19 @@ def _open_data(
         for path in audio:
             if not _has_audio_header(path):
                 load_audio(path)  # says what is wrong
-    return [
+    train, validation = (
         open_pair(folder, rates, cache_dir, hop_size=args.hop_size, quiet=args.quiet)
         for folder in folders
-    ]
+    )
+    # Validation may end with a smaller batch. In training all are of one size, and a batch of more
+    # windows than there are would have some of them twice.
+    if args.retrain and args.train_batch_size > len(train[0]):
+        raise ParameterError(
+            f"--train-batch-size {args.train_batch_size} is more than the {len(train[0])} windows "
+            f"in {args.train_data_dir}; give at most so many, or more audio, or a smaller "
+            "--hop-size"
+        )
+    return train, validation
 
 
 def _scoring_batches(
@@ -308,16 +327,51 @@ def _has_audio_header(path: Path) -> bool:
         return False
 
 
+def _has_an_epoch(run_dir: Path) -> bool:
+    """Whether a run left what it can go on from; else it can begin once more, if it did begin."""
+    from l3prune.training import HISTORY, LATEST
+
+    if (run_dir / LATEST).is_file():
+        return True
+    # The history of an epoch is written just before its checkpoint.
+    history = run_dir / HISTORY
+    return history.is_file() and len(history.read_text(errors="replace").splitlines()) > 2
+
+
+def _check_begun(run_dir: Path, args: argparse.Namespace) -> None:
+    """Refuse a folder without a run, or one that was told otherwise what to train."""
+    for name in (PRUNED, CONFIG):
+        _check_file(run_dir, name)
+    config = read_json(run_dir / CONFIG)
+    before = config.get("arguments") if isinstance(config, dict) else None
+    if not isinstance(before, dict):
+        raise L3PruneError(f"{run_dir / CONFIG} is damaged: it has no arguments of a run")
+    now = _arguments(args)
+    for name in (
+        *("retrain", *CHOICES, "allocation", "criterion", "mask_schedule", *MASK_SETTINGS),
+        *("reduction", "batch_norm"),
+    ):
+        if before.get(name) != now.get(name):
+            raise ParameterError(
+                f"the run in {run_dir} was begun with {name}={before.get(name)!r}, not "
+                f"{now.get(name)!r}; continue it with its own arguments (see {run_dir / CONFIG})"
+            )
+
+
 def _check_files(run_dir: Path, gradual: bool) -> None:
     from l3prune.training import BEST, HISTORY, LATEST
 
     # There is no best epoch as long as the network is not as sparse as it is to be.
     for name in (HISTORY, LATEST, *(() if gradual else (BEST,)), PRUNED):
-        if not (run_dir / name).is_file():
-            raise L3PruneError(
-                f"{run_dir} has no {name}, so there is no run to continue there; "
-                "give the folder of a run that finished at least one epoch"
-            )
+        _check_file(run_dir, name)
+
+
+def _check_file(run_dir: Path, name: str) -> None:
+    if not (run_dir / name).is_file():
+        raise L3PruneError(
+            f"{run_dir} has no {name}, so there is no run to continue there; give the folder of a "
+            "run with --retrain"
+        )
 
 
 def _check_continued(run_dir: Path, pruned: keras.Model) -> None:
@@ -331,28 +385,37 @@ def _check_continued(run_dir: Path, pruned: keras.Model) -> None:
         )
 
 
-def _write_config(run_dir: Path, args: argparse.Namespace, argv: Sequence[str]) -> None:
-    """Write what the run was told; when it is continued otherwise, keep what it was told before."""
+def _write_config(
+    run_dir: Path, args: argparse.Namespace, argv: Sequence[str], found: Outcome | None
+) -> None:
+    """Write what the run was told, and how near its budget it came; when it is continued otherwise,
+    keep what it was told before."""
     from l3prune.training import environment
 
-    arguments = {
-        name: value
-        for name, value in vars(args).items()
-        if value is not None
-        and value is not False
-        and name not in ("config", "continue_model_dir", "quiet")
-    }
+    arguments = _arguments(args)
     config = {
         "command": ["python", "-m", "l3prune.pruning", *argv],
         "arguments": arguments,
         "versions": environment(),
     }
+    if found is not None:
+        config["budget"] = asdict(found)
     if (run_dir / CONFIG).is_file():
         before = read_json(run_dir / CONFIG)
         if before.get("arguments") == arguments:
             return
         config["earlier"] = [*before.pop("earlier", []), before]
     write_json(run_dir / CONFIG, config)
+
+
+def _arguments(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if value is not None
+        and value is not False
+        and name not in ("config", "continue_model_dir", "quiet")
+    }
 
 
 @contextlib.contextmanager

@@ -15,8 +15,15 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from l3prune import graph, surgery
-from l3prune.allocation import ALLOCATIONS, LayerCost, Rule, check_choice, share_out
-from l3prune.budget import MODES, RELATIONS, Budget, kept, measure, meet
+from l3prune.allocation import (
+    ALLOCATIONS,
+    LayerCost,
+    Rule,
+    check_choice,
+    share_out,
+    total_of,
+)
+from l3prune.budget import MODES, RELATIONS, Budget, kept, measure, meet, outcome
 from l3prune.checks import is_integer
 from l3prune.complexity import layer_costs
 from l3prune.curves import UNPRUNED, Row, fraction, read_rows, tidy, write_rows
@@ -27,9 +34,6 @@ from l3prune.windows import WindowSource
 
 #: Mode -> its criterion unless another is asked for.
 CRITERION = {"layerwise": "magnitude", "filterwise": "l1"}
-
-#: How near a budget is met: of all weights or filters, and of the MACs or bytes.
-_TOLERANCE = {"sparsity": 1e-3, "filters": 1e-3, "macs": 1e-2, "bytes": 1e-2}
 
 #: What a judge says of a network: mse, relative_mse and, if it likes, accuracy.
 Judge = Callable[[keras.Model], Mapping[str, float]]
@@ -55,6 +59,7 @@ class Candidates:
         Those whose filters are the embedding's own values, filterwise: the values that stay do not
         change and those that go cannot be compared, so these layers stay whole.
     costs : list of LayerCost
+        Of these, and of the layers that are not pruned but read them.
 
     Raises
     ------
@@ -92,15 +97,17 @@ class Candidates:
         if mode == "filterwise":
             groups = graph.filter_groups(network)
             for group in groups:
-                together = [name for name in group.filters if name in self.weights]
-                if len(together) > 1:
+                if len(group.filters) > 1 and group.filters.keys() & self.weights.keys():
                     raise ParameterError(
-                        f"layers {' and '.join(together)} lose filters together, and sensitivity "
-                        "is of one layer at a time; use mode layerwise"
+                        f"layers {' and '.join(group.filters)} lose filters together, and "
+                        "sensitivity is of one layer at a time; use mode layerwise"
                     )
             self.left_out = tuple(
                 name for group in groups if group.in_output for name in group.filters
             )
+            self._places = {
+                name: places for group in groups for name, places in group.filters.items()
+            }
         else:
             # One copy whose kernels change: a new network for each would be compiled each time.
             self._copy = surgery.apply_masks(network, PruningPlan({}))
@@ -124,7 +131,7 @@ class Candidates:
         """
         part = fraction(percent)
         if self.mode == "filterwise":
-            return plan_filterwise({layer: self._scores[layer]}, ratio=part)
+            return plan_filterwise({layer: self._scores[layer]}, ratio=part, places=self._places)
         plan = plan_layerwise({layer: self.weights[layer]}, part, self.criterion)
         return self._with_held(plan)
 
@@ -132,7 +139,7 @@ class Candidates:
         """Weights or filters of the layer that stay, and that it has."""
         if layer == UNPRUNED:
             by_filter = self.mode == "filterwise"
-            total = sum(each.filters if by_filter else each.weights for each in self.costs)
+            total = total_of("filters" if by_filter else "sparsity", self.costs)
             return total, total
         mask = self.plan(layer, percent)[layer]
         return int(mask.sum()), mask.size
@@ -168,7 +175,8 @@ class Candidates:
         """What stays of each layer when all are pruned at once: percent of weights that go, or
         numbers of filters that stay, as the command line of pruning takes them."""
         if self.mode == "filterwise":
-            plan = plan_filterwise(self._scores, counts=[int(count) for count in amounts])
+            counts = [int(count) for count in amounts]
+            plan = plan_filterwise(self._scores, counts=counts)
         else:
             each = [percent / 100 for percent in amounts]
             plan = self._with_held(plan_layerwise(self.weights, each, self.criterion))
@@ -338,8 +346,7 @@ def allocate(
     found : dict
         budget, allocation, amounts (layer -> percent of weights that go, or number of filters that
         stay), options (of `python -m l3prune.pruning`), predicted (sparsity, filters, macs, bytes:
-        counted in the masks that these amounts give), met (within 0.1 % of all weights or filters,
-        or half a filter; at or below a limit), near (also no more than 1 % below it).
+        counted in the masks that these amounts give), met, near and note (see `budget.Outcome`).
 
     Raises
     ------
@@ -372,15 +379,16 @@ def allocate(
     stay = candidates.stay(numbers)
     kinds = [kind for kind in RELATIONS if kind != "filters" or candidates.mode == "filterwise"]
     predicted = {kind: measure(kind, candidates.costs, stay, candidates.mode) for kind in kinds}
-    met, near = _met(budget, candidates, predicted[budget.kind])
+    result = outcome(budget, predicted[budget.kind], candidates.costs)
     return {
         "budget": str(budget),
         "allocation": allocation,
         "amounts": dict(zip(candidates.layers, numbers, strict=True)),
         "options": f"{options} --criterion {candidates.criterion}",
         "predicted": predicted,
-        "met": met,
-        "near": near,
+        "met": result.met,
+        "near": result.near,
+        "note": result.note,
     }
 
 
@@ -397,14 +405,3 @@ def _rule(
         return {**chosen(costs, level), **dict.fromkeys(candidates.left_out, 0.0)}
 
     return rule
-
-
-def _met(budget: Budget, candidates: Candidates, value: float) -> tuple[bool, bool]:
-    tolerance = _TOLERANCE[budget.kind]
-    if budget.relation == "<=":
-        return value <= budget.value, (1 - tolerance) * budget.value <= value <= budget.value
-    if budget.kind == "filters":
-        half = 0.5 / sum(each.filters for each in candidates.costs)
-        tolerance = max(tolerance, half + 1e-9)
-    met = abs(value - budget.value) <= tolerance
-    return met, met

@@ -430,12 +430,7 @@ def _print_lists(found: Sequence[Mapping[str, Any]]) -> None:
         if "filters" in figures:
             texts.append(f"filters removed {100 * figures['filters']:.2f} %")
         texts += [f"MACs {figures['macs']:,.0f}", f"bytes {figures['bytes']:,.0f}"]
-        note = ""
-        if not each["met"]:
-            unit = "filters" if "filters" in figures else "weights that score alike"
-            note = f"; whole {unit} come no nearer to {each['budget']}"
-        elif not each["near"]:
-            note = "; more than 1 % below the limit"
+        note = f"; {each['note']}, the nearest that was found" if each["note"] else ""
         print(f"{each['budget']} by {each['allocation']}: {', '.join(texts)}{note}")
         print(f"  {each['options']}")
 

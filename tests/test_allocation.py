@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l3prune.allocation import LayerCost, by_sensitivity, checked, erk, uniform
+from l3prune.allocation import LayerCost, by_sensitivity, checked, erk, share_out, uniform
 from l3prune.errors import ParameterError
 
 
@@ -55,6 +56,9 @@ def test_a_layer_s_cost():
         ({"filters": 0}, "layer a: filters=0 is not a whole number from 1 on"),
         ({"positions": 2.5}, "layer a: positions=2.5 is not a whole number"),
         ({"previous": "b"}, r"previous='b' is not a tuple of layer names; give \('b',\)"),
+        ({"together": 3}, "layer a: 4 filters are not a multiple of the 3 that go together"),
+        ({"role": "dense"}, "role='dense' is unknown; known: convolution, reader, follower"),
+        ({"channels": (4,)}, r"layer a: channels=\(4,\) for previous=\(\); give one number"),
     ],
 )
 def test_costs_that_do_not_fit(change, message):
@@ -73,8 +77,26 @@ def test_layers_that_do_not_fit_together():
         checked([layer("a"), layer("b", previous=("z",))])
     with pytest.raises(ParameterError, match="layer b has 4 input channels, but a give 8"):
         checked([layer("a", filters=8), layer("b", channels=4, previous=("a",))])
+    # Some channels may be of layers that are not pruned, but not fewer than there are.
+    some = dataclasses.replace(layer("b", channels=4, previous=("a",)), channels=(3,))
+    assert len(checked([layer("a"), some])) == 2
+    with pytest.raises(ParameterError, match="layer b has 4 input channels, but a give 5"):
+        checked([layer("a"), dataclasses.replace(some, channels=(5,))])
+    with pytest.raises(ParameterError, match="there are no convolutions to prune"):
+        checked([dataclasses.replace(layer("a"), role="reader")])
+    with pytest.raises(ParameterError, match="layer b reads layer a, which is not among"):
+        checked([dataclasses.replace(layer("a"), role="reader"), layer("c"), some])
     concatenation = layer("c", channels=11, previous=("a", "b"))
     assert len(checked([layer("a", filters=8), layer("b", filters=3), concatenation])) == 3
+
+
+def test_rules_leave_alone_what_is_not_pruned():
+    costs = [layer("a"), layer("b", channels=8, previous=("a",))]
+    dense = LayerCost("d", 30, 3, 1, 10, (1, 1), ("b",), (8,), role="reader")
+    curves = {name: [(0, 0), (0.9, 1)] for name in "ab"}
+    for kind in ("sparsity", "filters", "macs"):
+        for rule in (share_out("erk", kind), share_out("sensitivity", kind, curves), uniform):
+            assert rule([*costs, dense], 0.5) == rule(costs, 0.5)
 
 
 # Uniform.

@@ -168,11 +168,97 @@ def test_costs_of_convolutions():
     d = layers.Conv2D(2, 3, name="d")(layers.Concatenate()([c, c]))
     found = {cost.name: cost.previous for cost in layer_costs(keras.Model(inputs, d))}
     assert found == {"a": (), "b": (), "c": ("a",), "d": ("c",)}
+    reads = {cost.name: cost.channels for cost in layer_costs(keras.Model(inputs, d))}
+    assert reads == {"a": (), "b": (), "c": (8,), "d": (4,)}
     shared = layers.Conv2D(4, 1, name="shared")
     with pytest.raises(ParameterError, match="layer shared is called at several places"):
         layer_costs(keras.Model(inputs, layers.Add()([shared(inputs), shared(inputs)])))
 
 
+def test_costs_of_other_layers():
+    inputs = keras.Input((8, 8, 3))
+    x = layers.Conv2D(8, 3, padding="same", name="first")(inputs)
+    x = layers.DepthwiseConv2D(3, depth_multiplier=2, padding="same", name="depthwise")(x)
+    x = layers.Conv2D(12, 3, groups=4, padding="same", name="grouped")(x)
+    x = layers.SeparableConv2D(10, 3, depth_multiplier=2, padding="same", name="separable")(x)
+    x = layers.Conv2DTranspose(6, 2, strides=2, use_bias=False, name="transposed")(x)
+    x = layers.Conv2D(4, 1, name="last")(x)
+    network = keras.Model(inputs, layers.Dense(5, name="dense")(layers.Flatten()(x)))
+    costs = {cost.name: cost for cost in layer_costs(network)}
+    found = {
+        name: (cost.role, cost.previous, cost.channels, cost.together)
+        for name, cost in costs.items()
+    }
+    assert found == {
+        # A channel of each of the four groups can only go with those of the others.
+        "first": ("convolution", (), (), 4),
+        "grouped": ("convolution", ("first",), (4,), 4),
+        "last": ("convolution", (), (), 1),
+        "depthwise": ("follower", ("first",), (16,), 1),
+        "separable/depthwise": ("follower", ("grouped",), (24,), 1),
+        "separable/pointwise": ("reader", ("grouped",), (24,), 1),
+        "transposed": ("reader", (), (), 1),
+        "dense": ("reader", ("last",), (4 * 16 * 16,), 1),
+    }
+    rows = layer_complexities(network)
+    assert sum(cost.macs for cost in costs.values()) == sum(row.macs for row in rows)
+    biases = sum(cost.filters for cost in costs.values() if cost.bias)
+    assert sum(cost.weights for cost in costs.values()) + biases == network.count_params()
+    dense = layers.Dense(3, name="twice")
+    again = keras.Model(inputs, dense(dense(layers.Conv2D(3, 8, name="conv")(inputs))))
+    with pytest.raises(ParameterError, match="layer twice is called at several places"):
+        layer_costs(again)
+
+
+def test_costs_tell_weights_that_are_zero():
+    network = create_network("sea64", filters=[4] * 8)
+    kernel = network.get_layer("conv_2").kernel
+    kernel.assign(np.where(np.arange(4) < 1, kernel.numpy(), 0))
+    cost = layer_costs(network)[1]
+    assert (cost.present, cost.nonzero, cost.weights) == (36, 36, 144)
+
+
 def test_subclassed_networks_refuse():
     with pytest.raises(ParameterError, match="network mine is not functional"):
         layer_complexities(keras.Model(name="mine"))
+
+
+def same(filters):
+    return layers.Conv2D(filters, 1)
+
+
+def test_what_is_read_later_is_not_worked_on_in_place():
+    """BatchNorm and ReLU take memory of their own while their input is still needed."""
+    inputs = keras.Input((8, 8, 1))
+    y = same(16)(inputs)  # 1024 values
+    activated = layers.ReLU()(layers.BatchNormalization()(y))  # 1024 more, one for both layers
+    joined = layers.Concatenate()([y, activated])  # 2048 more
+    assert peak_activation_bytes(keras.Model(inputs, joined)) == 16_384
+    # A network's output stays too; without it, all is done in y's place.
+    assert peak_activation_bytes(keras.Model(inputs, [y, activated])) == 4 * 2048
+    assert peak_activation_bytes(keras.Model(inputs, activated)) == 4 * (64 + 1024)
+
+
+def test_a_tensor_by_another_name_is_read_later():
+    inputs = keras.Input((4, 4, 1))
+    y = same(8)(inputs)  # 128 values
+    renamed = layers.Dropout(0.5)(y)
+    both = layers.Concatenate()([y, layers.ReLU()(renamed)])
+    assert peak_activation_bytes(keras.Model(inputs, both)) == 4 * (128 + 128 + 256)
+    # Renamed twice and read once: nothing but y and what is made of it.
+    both = same(8)(layers.ReLU()(layers.Reshape((4, 4, 8))(renamed)))
+    assert peak_activation_bytes(keras.Model(inputs, both)) == 4 * (128 + 128)
+
+
+def test_peak_memory_of_a_dense_layer():
+    """A layer of DenseNet-121's first block: 64 channels come in, 32 more go out."""
+    inputs = keras.Input((10, 10, 3))
+    x = same(64)(inputs)
+    y = layers.ReLU()(layers.BatchNormalization()(x))  # 64, beside x
+    y = layers.ReLU()(layers.BatchNormalization()(same(128)(y)))
+    # Here x, its activated copy and the bottleneck: 64 + 64 + 128 channels.
+    bottleneck = keras.Model(inputs, layers.Add()([same(1)(y), same(1)(x)]))
+    assert peak_activation_bytes(bottleneck) == 4 * 100 * 256
+    y = layers.Conv2D(32, 3, padding="same")(y)
+    both = layers.Concatenate()([x, y])  # 64 + 32 + 96, less than before
+    assert peak_activation_bytes(keras.Model(inputs, both)) == 4 * 100 * 256

@@ -267,6 +267,44 @@ def test_a_group_is_asked_for_one_count():
         plan_filterwise(scores, ratio=[0, 0.5], groups=[("a", "b")])
 
 
+# Filters that go together, around grouped convolutions.
+
+PLACES = np.array([0, 1, 2, 0, 1, 2])
+
+
+def test_filters_of_a_place_go_together():
+    scores = {"a": np.array([9.0, 1.0, 4.0, 1.0, 1.0, 4.0]), "b": np.array([1.0, 2.0, 8.0])}
+    together = {"places": {"a": PLACES}}
+    # Means of 5, 1 and 4.
+    assert stays(plan_filterwise(scores, ratio=0.3, **together)) == {"a": [0, 2, 3, 5], "b": [1, 2]}
+    assert stays(plan_filterwise(scores, counts=[2, 3], **together))["a"] == [0, 3]
+    # Layers coupled place by place, the one with two filters at each.
+    plan = plan_filterwise(scores, counts=[2, 1], groups=[("a", "b")], **together)
+    # 5, 1, 4 over 10/3 and 1, 2, 8 over 11/3: the third is best.
+    assert stays(plan) == {"a": [2, 5], "b": [2]}
+    # Of 9 filters a third: the two at the place of mean 1, and b's first.
+    plan = plan_filterwise(scores, global_ratio=1 / 3, **together)
+    assert stays(plan) == {"a": [0, 2, 3, 5], "b": [1, 2]}
+    # Of 4 of them: b's first, the two of a, b's second.
+    plan = plan_filterwise(scores, global_ratio=0.4, **together)
+    assert stays(plan) == {"a": [0, 2, 3, 5], "b": [2]}
+    plan = plan_filterwise(scores, ratio=0.6, round_to=4, **together)
+    assert [mask.sum() for mask in plan.values()] == [4, 1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_counts_that_tear_a_place(count):
+    message = f"layer a: {count} filters cannot stay: 2 at a time go together, one of each group"
+    with pytest.raises(ParameterError, match=message):
+        plan_filterwise({"a": np.arange(6.0)}, counts=[count], places={"a": PLACES})
+
+
+@pytest.mark.parametrize("places", [[0, 1, 2], [0, 0, 1, 1, 1, 2], [0, 0, 0, 2, 2, 2]])
+def test_bad_places(places):
+    with pytest.raises(ParameterError, match="layer a: its 6 filters are at places"):
+        plan_filterwise({"a": np.arange(6.0)}, ratio=0.5, places={"a": np.array(places)})
+
+
 # Rounding.
 
 

@@ -5,6 +5,7 @@ import pytest
 import tf_keras as keras
 
 from l3prune import graph, surgery
+from l3prune.allocation import EDGEL3_LISTS
 from l3prune.criteria import ConvWeights
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.networks import create_network, inference, list_networks, network_config
@@ -413,6 +414,10 @@ def distinct():
         name: ConvWeights(rng.permutation(np.prod(shape)).reshape(shape).astype(np.float32) + 1)
         for name, shape in KERNELS.items()
     }
+
+
+def test_edgel3_lists_are_table_ii():
+    assert {p: list(each) for p, each in EDGEL3_LISTS.items()} == {p: e for e, p, _ in TABLE_II}
 
 
 @pytest.mark.parametrize(("percents", "published", "left"), TABLE_II)

@@ -26,6 +26,7 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.layers import MaskedConv2D
 from l3prune.networks import create_network, inference
 from l3prune.plan import PruningPlan
+from l3prune.pruning import main as prune_command
 from l3prune.scan import Candidates, Spread, allocate, scan
 from l3prune.sensitivity import main as sensitivity
 from l3prune.weights import load_network, save_network
@@ -485,6 +486,67 @@ def test_weights_that_score_alike_are_counted_as_they_go(tiny):
     found = allocate(Candidates(tiny), parse_budget("sparsity=50"), "uniform")
     assert found["predicted"]["sparsity"] == pytest.approx(1 - 8 / 1044)
     assert not found["met"]
+    assert found["note"] == "sparsity is 99.23 % instead of 50 %"
+
+
+def test_lists_say_where_they_miss_the_budget(place, filterwise, tmp_path, capsys):
+    """Four filters a layer are coarse; the pruning command says the same of the same budget."""
+    out = copy_of(filterwise, tmp_path / "out")
+    words = ("--mode", "filterwise", "--budget", "sparsity=17", "--allocation", "erk")
+    assert sensitivity(line(place, out, *words, "--lists-only")) == 0
+    (found,) = json.loads((out / "lists.json").read_text())["lists"]
+    assert not found["met"]
+    assert f"; {found['note']}, the nearest that was found\n" in capsys.readouterr().out
+    value = found["predicted"]["sparsity"]
+    assert found["note"] == f"sparsity is {100 * value:.4g} % instead of 17 %"
+    line_of = [str(each) for each in (place / "tiny.h5", *[place / "sounds"] * 2, tmp_path / "p")]
+    options = ("--filterwise", "--budget", "sparsity=17", "--allocation", "erk", "--quiet")
+    assert prune_command([*line_of, *options, "--run-name", "run"]) == 0
+    assert capsys.readouterr().err == f"note: --budget sparsity=17%: {found['note']}\n"
+    (config,) = (tmp_path / "p").glob("embedding/*/*/*/run/config.json")
+    written = json.loads(config.read_text())["budget"]
+    assert written == {
+        "budget": "sparsity=17%",
+        "value": pytest.approx(value),
+        "met": False,
+        "near": False,
+        "note": found["note"],
+    }
+
+
+def test_a_layer_before_groups_is_scanned_whole_groups_at_a_time(tmp_path):
+    import tf_keras as keras
+
+    inputs = keras.Input((8, 8, 3))
+    maps = keras.layers.Conv2D(8, 3, padding="same", name="a")(inputs)
+    maps = keras.layers.Conv2D(6, 3, padding="same", groups=2, name="b")(maps)
+    maps = keras.layers.Conv2D(4, 1, name="c")(maps)
+    network = keras.Model(inputs, keras.layers.Flatten()(maps))
+    candidates = Candidates(network, "filterwise")
+    assert candidates.count("a", 50) == (4, 8)
+    assert candidates.make("a", 50).get_layer("b").kernel.shape == (3, 3, 2, 6)
+    found = allocate(candidates, parse_budget("macs<=8k"), "uniform")
+    assert [count % 2 for name, count in found["amounts"].items() if name != "c"] == [0, 0]
+    plan = PruningPlan(
+        {"a": np.arange(8) % 4 < found["amounts"]["a"] // 2}
+        | {"b": np.arange(6) % 3 < found["amounts"]["b"] // 2}
+    )
+    smaller = surgery.remove_filters(network, plan)
+    assert graph.count_macs(smaller)[0] == found["predicted"]["macs"] <= 8000
+
+
+def test_a_network_that_is_pruned_already_gets_lists_for_what_is_left(tiny):
+    plan = PruningPlan({"conv_3": np.random.default_rng(1).random((3, 3, 4, 4)) < 0.1})
+    for network in (surgery.apply_masks(tiny, plan), surgery.strip_masks(tiny)):
+        layer = network.get_layer("conv_3")
+        layer.kernel.assign(np.where(plan["conv_3"], layer.kernel.numpy(), 0))
+        found = allocate(Candidates(network), parse_budget("sparsity=50"), "uniform")
+        assert found["met"]
+        assert found["predicted"]["sparsity"] == pytest.approx(0.5, abs=1 / 1044)
+        # As many weights go of the others as are missing, and none of it.
+        stay = plan["conv_3"].sum()
+        assert found["amounts"]["conv_3"] == pytest.approx(100 * (1 - stay / 144), abs=1)
+        assert found["amounts"]["conv_4"] < 50
 
 
 def test_the_rows_decide(place, finished, tmp_path):
