@@ -8,6 +8,19 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "l3prune/__init__.py").read_text()).group(1)
 
+SPARSE = ["numba>=0.60"]  # compiles the sparse engine's kernels; librosa brings it along
+FULL = [
+    "tensorflow>=2.21",  # networks and training
+    "tf_keras>=2.21",  # Keras 2: what tfmot and MultiWorkerMirroredStrategy work with
+    "tensorflow-model-optimization>=0.8.1",  # pruning schedules, quantisation, clustering
+    "pandas>=2.0",  # tables
+    "scikit-learn>=1.3",  # scalers, SVM and random forest of the classifier
+    "h5py>=3.8",  # weight files, read without running what they hold
+    "matplotlib>=3.7",  # figures of reports
+    "pillow>=9.1",  # image files
+    "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
+]
+
 setup(
     name="l3prune",
     version=VERSION,
@@ -19,26 +32,21 @@ setup(
     packages=find_packages(include=["l3prune", "l3prune.*", "classifier", "classifier.*"]),
     package_data={"l3prune": ["published.csv"]},
     python_requires=">=3.10",
+    # What turns sound into embeddings by packed files; the rest is in the extra "full".
     install_requires=[
-        "tensorflow>=2.21",  # networks and training
-        "tf_keras>=2.21",  # Keras 2: what tfmot and MultiWorkerMirroredStrategy work with
-        "tensorflow-model-optimization>=0.8.1",  # pruning schedules, quantisation, clustering
-        "librosa>=0.10",  # mel filterbanks
         "numpy>=1.24",
-        "pandas>=2.0",  # tables
-        "scikit-learn>=1.3",  # scalers, SVM and random forest of the classifier
-        "h5py>=3.8",  # weight files, read without running what they hold
+        "scipy>=1.10",  # products with mel filterbanks, which are sparse
+        "librosa>=0.10",  # mel filterbanks
         "soundfile>=0.12",  # decodes wav, flac, ogg and mp3
         "soxr>=0.3",  # resampling
-        "matplotlib>=3.7",  # figures of reports
+        "tqdm>=4.60",  # progress bars
         "filelock>=3.12",  # jobs that share a cache wait for each other
         "platformdirs>=3.0",  # the user's cache folder
         "requests>=2.28",  # downloads of published weights
-        "pillow>=9.1",  # image files
-        "tqdm>=4.60",  # progress bars
-        "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"]
+        "sparse": SPARSE,
+        "full": [*SPARSE, *FULL],
+        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
     },
 )

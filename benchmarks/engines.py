@@ -41,27 +41,15 @@ from engine_process import (  # beside this
 )
 from engine_report import write_report  # beside this
 
+from l3prune.allocation import EDGEL3_LISTS
 from l3prune.errors import ParameterError, command
 from l3prune.files import is_file, new_folder, write_json
 from l3prune.quiet import load_tensorflow
 
-#: EdgeL3's Table II: percent of each layer's weights that go.
-LISTS: list[list[float]] = [
-    [0, 30, 40, 50, 30, 50, 50, 60],
-    [0, 40, 50, 60, 40, 60, 60, 70],
-    [0, 40, 50, 60, 40, 70, 70, 80],
-    [0, 60, 60, 70, 50, 70, 70, 80],
-    [0, 70, 70, 75, 60, 80, 80, 85],
-    [0, 80, 80, 85, 40, 85, 85, 95],
-    [30, 85, 85, 90, 60, 90, 90, 95],
-    [0, 85, 85, 85, 75, 95, 98, 98],
-    [0, 93, 94, 96, 97, 95.97, 98, 97],
-    [0, 95, 96, 97, 97, 98, 98.65, 98],
-    [0, 94, 96, 99, 99, 99, 99, 99.2],
-]
+LISTS = list(EDGEL3_LISTS.values())
 
 #: The list of the published EdgeL3, which dense engines run too.
-PUBLISHED = 7
+PUBLISHED = list(EDGEL3_LISTS).index(95.45)
 
 #: Fractions of filters that are removed.
 RATIOS = (0.25, 0.5, 0.75)

@@ -14,6 +14,7 @@ import numpy as np
 
 from l3prune.errors import ParameterError
 from l3prune.files import atomic_write
+from l3prune.sparse.plan import plan
 from l3prune.sparse.program import (
     Affine,
     Convolution,
@@ -230,14 +231,11 @@ def write_litert(network: Any, path: Path, batch: int, windows: np.ndarray | Non
 
 def macs(program: Program) -> tuple[int, int]:
     """Multiply-accumulates for one input: of all weights, and of those that are not zero."""
-    dense = nonzero = 0
-    after = [*sizes(program)[1:], (1, 1)]
-    for step, (rows, columns) in zip(program.steps, after, strict=True):
-        if isinstance(step, Convolution | Dense):
-            places = rows * columns if isinstance(step, Convolution) else 1
-            dense += places * step.kernel.size
-            nonzero += places * int(np.count_nonzero(step.kernel))
-    return dense, nonzero
+    operations = plan(program, 4)  # the same in any layout
+    return (
+        sum(operation.dense_macs for operation in operations),
+        sum(operation.macs for operation in operations),
+    )
 
 
 def sizes(program: Program) -> list[tuple[int, int]]:

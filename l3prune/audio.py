@@ -17,6 +17,7 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import find_files, is_file
 
 if TYPE_CHECKING:
+    import scipy.sparse
     import soundfile
 
 #: Endings that a folder is searched for; what libsndfile can decode.
@@ -118,6 +119,15 @@ class FrontEnd:
             raise ParameterError("a linear front end has no mel matrix; set n_mels")
         return _mel_matrix(self.sample_rate, self.n_dft, self.n_mels, self.form == KAPRE_0_1)
 
+    def amplitudes(self, bins: np.ndarray) -> np.ndarray:
+        """Amplitudes of the bands, (bands, frames), from DFT bins (frames, n_dft // 2 + 1)."""
+        if self.n_mels is None:
+            return np.abs(bins).T
+        bands = _mel_bands(self.sample_rate, self.n_dft, self.n_mels, self.form == KAPRE_0_1)
+        if not self.mel_of_power:
+            return bands @ np.abs(bins).T
+        return np.sqrt(bands @ (bins.real**2 + bins.imag**2).T)
+
 
 @functools.cache
 def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int, htk: bool) -> np.ndarray:
@@ -132,6 +142,14 @@ def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int, htk: bool) -> np.ndar
         ).T
     matrix.flags.writeable = False
     return matrix
+
+
+@functools.cache
+def _mel_bands(sample_rate: int, n_dft: int, n_mels: int, htk: bool) -> scipy.sparse.csr_array:
+    """The matrix transposed, of its 1 to 3 % of non-zeros: five times as fast to multiply by."""
+    import scipy.sparse
+
+    return scipy.sparse.csr_array(_mel_matrix(sample_rate, n_dft, n_mels, htk).T)
 
 
 def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
@@ -178,13 +196,9 @@ def log_spectrogram(windows: np.ndarray, front_end: FrontEnd) -> np.ndarray:
         padded = np.pad(window.astype(np.float64), front_end.edge_padding)
         every = np.lib.stride_tricks.sliding_window_view(padded, front_end.n_dft)
         bins = np.fft.rfft(every[:: front_end.hop_length] * hann)
-        amplitude = np.abs(bins)
-        if front_end.n_mels is not None and front_end.mel_of_power:
-            amplitude = np.sqrt(amplitude**2 @ front_end.mel_matrix())
-        elif front_end.n_mels is not None:
-            amplitude = amplitude @ front_end.mel_matrix()
-        level = 10 * np.log10(np.maximum(amplitude, AMPLITUDE_FLOOR))
-        result[:, :, 0] = np.maximum(level - level.max(), -DYNAMIC_RANGE_DB).T
+        amplitude = np.maximum(front_end.amplitudes(bins), AMPLITUDE_FLOOR)
+        level = 10 * np.log10(amplitude)
+        result[:, :, 0] = np.maximum(level - level.max(), -DYNAMIC_RANGE_DB)
     return spectrogram
 
 

@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--output-dir", metavar="DIR", help="where files go; default: only print")
     add("--names", nargs="+", metavar="NAME", help="one a network; default: those of the files")
+    add("--litert", action="store_true", help="bytes as LiteRT file too: some seconds a network")
     add("--quiet", action="store_true", help="no progress; only the tables")
 
     add = parser.add_argument_group("timing").add_argument
@@ -138,7 +139,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.output_dir is not None:
             folder = folders.enter_context(new_folder(args.output_dir))
             _check_record(folder / RECORD, origin["fingerprints"])
-        found = compare(networks, rounds=args.rounds, batch_size=args.batch_size, quiet=args.quiet)
+        found = compare(
+            networks,
+            litert=args.litert,
+            rounds=args.rounds,
+            batch_size=args.batch_size,
+            quiet=args.quiet,
+        )
         if args.output_dir is not None:
             found.plot(folder / FIGURE)
             with atomic_write(folder / TABLES) as temporary:

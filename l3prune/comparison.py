@@ -12,7 +12,7 @@ import pandas as pd
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import graph, surgery
+from l3prune import graph, sizes, surgery
 from l3prune.channels import named_layers
 from l3prune.checks import check_whole
 from l3prune.complexity import (
@@ -22,8 +22,11 @@ from l3prune.complexity import (
     peak_activation_bytes,
 )
 from l3prune.errors import ParameterError
-from l3prune.evaluation import Report, measure
+from l3prune.evaluation import Report
 from l3prune.files import atomic_write, write_json
+from l3prune.sparse import SparseModel
+from l3prune.sparse.convert import program_of
+from l3prune.sparse.plan import mac_density
 from l3prune.timing import CALLS, check_sizes, latency
 from l3prune.training import environment
 
@@ -40,18 +43,29 @@ FIGURES = {
     "thop": "MACs as THOP counts today",
     "peak_activation_bytes": "peak activation memory, bytes",
     "bytes": "checkpoint, bytes",
+    "litert_bytes": "LiteRT file, bytes",
+    "litert_gzip_bytes": "LiteRT file gzipped, bytes",
+    "packed_bytes": "packed file, bytes",
+    "packed_int8_bytes": "packed file of int8 weights, bytes",
     "ms": "milliseconds, median",
     "ms_min": "milliseconds, least",
+    "sparse_ms": "milliseconds of the sparse engine, median",
+    "sparse_ms_min": "milliseconds of the sparse engine, least",
 }
+
+#: Behind a network's name: its times by the sparse engine.
+_BY_SPARSE = "by the sparse engine"
 
 _NOTES = (
     "The first network is what the others are compared with. MACs are multiply-accumulates for one "
     "input: one for each weight of a convolution or dense layer and place where it is used. "
     "Ordinary engines compute those of zero weights too. THOP, a package for PyTorch, counts some "
     "other layers as well; compare a published count only with one by the same rule.",
-    "Sparsity is the fraction of convolution weights that are zero. Peak activation memory is of "
-    "float32 values, for one input. The checkpoint is the file that l3prune writes, gzipped "
-    "inside. k, M and G are thousands, millions and billions.",
+    "Times of the sparse engine are of networks with zeros, and compared with the first network's "
+    "time in TensorFlow. Sparsity is the fraction of convolution weights that are zero. Peak "
+    "activation memory is of float32 values, for one input. The checkpoint is the file that "
+    "l3prune writes, gzipped inside; the LiteRT file is float32 and, like the times, without the "
+    "front end. k, M and G are thousands, millions and billions.",
 )
 
 
@@ -154,8 +168,12 @@ class Comparison:
         return next(iter(self.totals))
 
     def ratio(self, name: str, figure: str) -> float | None:
-        """A network's figure over the first network's; None where there is none to give."""
-        value, base = (self.totals[each].get(figure) for each in (name, self.baseline))
+        """A network's figure over the first network's; None where there is none to give.
+
+        The sparse engine's times are compared with the first network's in TensorFlow.
+        """
+        value = self.totals[name].get(figure)
+        base = self.totals[self.baseline].get(figure.removeprefix("sparse_"))
         return None if figure == "sparsity" or value is None or not base else value / base
 
     def to_json(
@@ -224,7 +242,7 @@ class Comparison:
         ratios = [
             figure
             for figure in FIGURES
-            if len(names) > 1 and self.ratio(self.baseline, figure) is not None
+            if any(self.ratio(name, figure) is not None for name in names[1:])
         ]
         groups = max(len(shown), len(ratios))
         # No picture has more than 65,536 pixels a side.
@@ -321,6 +339,7 @@ class Comparison:
 def compare(
     networks: Mapping[str, keras.Model],
     *,
+    litert: bool = False,
     rounds: int = 0,
     batch_size: int = 1,
     quiet: bool = True,
@@ -332,6 +351,8 @@ def compare(
     networks : dict of str to keras.Model
         By the names that are shown; the others are compared with the first. Functional, with
         inputs of known sizes. They may be of different families: layers are matched by name.
+    litert : bool
+        Convert each to LiteRT for its bytes, which takes some seconds.
     rounds, batch_size, quiet
         See `timing.latency`. 0 rounds measure no times.
 
@@ -362,12 +383,18 @@ def compare(
         layers[name] = layer_figures(network)
         if not any(row.weights for row in layers[name]):
             raise ParameterError(f"network {name} has no layer with a kernel: nothing to compare")
-        totals[name] = _total(network, layers[name])
+        totals[name] = _total(network, layers[name], litert)
     if not rounds:
         return Comparison(totals, layers)
-    times = latency(networks, rounds=rounds, batch_size=batch_size, quiet=quiet)
-    for name, values in times.items():
-        totals[name] |= {"ms": float(np.median(values)), "ms_min": float(values.min())}
+    sparse = _sparse_models(networks)
+    labels = {name: f"{name} {_BY_SPARSE}" for name in sparse}
+    both = {**networks, **{labels[name]: model for name, model in sparse.items()}}
+    times = latency(both, rounds=rounds, batch_size=batch_size, quiet=quiet)
+    for name in networks:
+        for prefix, key in (("", name), ("sparse_", labels.get(name))):
+            if key is not None:
+                totals[name][f"{prefix}ms"] = float(np.median(times[key]))
+                totals[name][f"{prefix}ms_min"] = float(times[key].min())
     timing = {
         "rounds": rounds,
         "calls": CALLS,
@@ -377,6 +404,20 @@ def compare(
         "devices": [device.device_type for device in tf.config.list_physical_devices()],
     }
     return Comparison(totals, layers, times, timing)
+
+
+def _sparse_models(networks: Mapping[str, keras.Model]) -> dict[str, SparseModel]:
+    """Sparse engines of the networks that have zeros and that it knows; of as many threads."""
+    threads = tf.config.threading.get_intra_op_parallelism_threads() or None
+    found = {}
+    for name, network in networks.items():
+        try:
+            program = program_of(network)
+        except ParameterError:
+            continue
+        if mac_density(program) < 1:
+            found[name] = SparseModel(program, threads=threads)
+    return found
 
 
 def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
@@ -397,11 +438,15 @@ def merge_orders(orders: Iterable[Iterable[str]]) -> list[str]:
     return merged
 
 
-def _total(network: keras.Model, rows: Sequence[LayerFigures]) -> dict[str, Any]:
+def _total(network: keras.Model, rows: Sequence[LayerFigures], litert: bool) -> dict[str, Any]:
     def total(figure: str) -> int:
         return sum(getattr(row, figure) for row in rows)
 
     weights, nonzero = graph.count_kernel_weights(network)
+    converted = {}
+    if litert:
+        whole, gzipped = sizes.litert_bytes(network)
+        converted = {"litert_bytes": whole, "litert_gzip_bytes": gzipped}
     return {
         "parameters": total("parameters"),
         "trainable": total("trainable"),
@@ -412,7 +457,10 @@ def _total(network: keras.Model, rows: Sequence[LayerFigures]) -> dict[str, Any]
         "nonzero_macs": total("nonzero_macs"),
         **{convention: total(convention) for convention in CONVENTIONS if convention != "macs"},
         "peak_activation_bytes": peak_activation_bytes(network),
-        "bytes": measure(network)["bytes"] if hasattr(network, "l3prune_config") else None,
+        "bytes": sizes.checkpoint_bytes(network),
+        **converted,
+        "packed_bytes": sizes.packed_bytes(network),
+        "packed_int8_bytes": sizes.packed_bytes(network, "int8"),
     }
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,8 @@ import tf_keras as keras
 from l3prune import graph
 from l3prune.files import atomic_write, write_json
 from l3prune.networks import inference
-from l3prune.weights import fingerprint, save_network
+from l3prune.sizes import checkpoint_bytes, packed_bytes
+from l3prune.weights import fingerprint
 from l3prune.windows import WindowSource, cached_targets
 
 
@@ -86,8 +85,8 @@ def measure(network: keras.Model) -> dict[str, Any]:
     -------
     figures : dict
         sparsity (fraction of zero convolution weights), nonzero (convolution weights), macs
-        (dense, of one input), nonzero_macs, and bytes (of the checkpoint that `save_network`
-        writes, which is gzipped inside).
+        (dense, of one input), nonzero_macs, bytes (of the checkpoint) and packed_bytes (of the
+        packed file); see `sizes`.
 
     Examples
     --------
@@ -97,16 +96,13 @@ def measure(network: keras.Model) -> dict[str, Any]:
     """
     total, nonzero = graph.count_kernel_weights(network)
     macs, nonzero_macs = graph.count_macs(network)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.h5"
-        save_network(network, path)
-        size = path.stat().st_size
     return {
         "sparsity": 1 - nonzero / total,
         "nonzero": nonzero,
         "macs": macs,
         "nonzero_macs": nonzero_macs,
-        "bytes": size,
+        "bytes": checkpoint_bytes(network),
+        "packed_bytes": packed_bytes(network),
     }
 
 
@@ -140,6 +136,7 @@ def embedding_mse(
     Examples
     --------
     >>> from l3prune.networks import create_network
+    >>> import tempfile
     >>> network = create_network("sea64")
     >>> class Noise:
     ...     sample_rate, fingerprint = 8000, "noise"

@@ -1,11 +1,13 @@
-"""Start TensorFlow without its start-up notices."""
+"""TensorFlow without its notices."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 from l3prune.errors import L3PruneError
 
@@ -53,20 +55,34 @@ def load_tensorflow() -> None:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only, from here on
     if level in ("0", "1") or "tensorflow" in sys.modules:
         return
+    with hushed():
+        import tensorflow as tf
+        import tf_keras
+
+        del tf_keras
+        tf.config.list_physical_devices()
+
+
+@contextlib.contextmanager
+def hushed() -> Iterator[None]:
+    """Keep what is written to file descriptor 2, below Python, off it; show it after an error.
+
+    Examples
+    --------
+    >>> with hushed():
+    ...     _ = os.write(2, b"a notice")
+    """
     try:
         stderr = os.dup(2)
     except OSError:  # a process without stderr
+        yield
         return
     with tempfile.TemporaryFile() as notices:
         if sys.stderr is not None:
             sys.stderr.flush()
         os.dup2(notices.fileno(), 2)
         try:
-            import tensorflow as tf
-            import tf_keras
-
-            del tf_keras
-            tf.config.list_physical_devices()
+            yield
         except BaseException:
             notices.seek(0)
             os.write(stderr, notices.read())

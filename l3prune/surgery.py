@@ -12,7 +12,7 @@ import tf_keras as keras
 from l3prune.channels import PRODUCERS, check_functional, follow, named_layers
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
-from l3prune.layers import MaskedConv2D
+from l3prune.layers import LogMelSpectrogram, MaskedConv2D
 from l3prune.networks import NetworkConfig, attach_config
 from l3prune.plan import PruningPlan
 
@@ -174,6 +174,21 @@ def remove_filters(network: keras.Model, plan: PruningPlan) -> keras.Model:
             arguments["embedding_size"] = copy.output_shape[1]
         attach_config(copy, NetworkConfig(config.name, arguments))
     return copy
+
+
+def behind_front_end(network: keras.Model) -> keras.Model:
+    """The part of a network that takes spectrograms; the network itself if all of it does.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> behind_front_end(create_network("sea64")).input_shape
+    (None, 64, 50, 1)
+    """
+    for layer in network.layers:
+        if isinstance(layer, LogMelSpectrogram):
+            return keras.Model(layer.output, network.outputs)
+    return network
 
 
 def _check_names(plan: PruningPlan, known: Mapping[str, Any], what: str) -> None:

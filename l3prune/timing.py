@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import tf_keras as keras
@@ -14,15 +15,18 @@ from l3prune import surgery
 from l3prune.channels import check_functional
 from l3prune.checks import check_whole
 from l3prune.errors import ParameterError
-from l3prune.layers import LogMelSpectrogram
 from l3prune.networks import inference
+from l3prune.sparse import SparseModel
 
 #: Calls that a network makes in its turn.
 CALLS = 5
 
+#: Seconds before a turn where two engines take turns: threads of the last wait busily for a while.
+_PAUSE = 0.06
+
 
 def latency(
-    networks: Mapping[str, keras.Model],
+    networks: Mapping[str, keras.Model | SparseModel],
     *,
     rounds: int = 20,
     batch_size: int = 1,
@@ -36,8 +40,9 @@ def latency(
 
     Parameters
     ----------
-    networks : dict of str to keras.Model
-        Functional, each with one input of known sizes.
+    networks : dict of str to keras.Model or SparseModel
+        Functional, each with one input of known sizes. A Keras network is computed by TensorFlow,
+        a `SparseModel` by the sparse engine.
     rounds : int
         Besides a first one, which compiles and does not count.
     batch_size : int
@@ -66,27 +71,40 @@ def latency(
     check_whole("rounds", rounds, 1)
     check_whole("batch_size", batch_size, 1)
     rng = np.random.default_rng(0)
-    calls = {}
+    calls: dict[str, Callable[[], np.ndarray]] = {}
+    pause = 0.0
     for name, network in networks.items():
+        if isinstance(network, SparseModel):
+            pause = _PAUSE
+            program = dataclasses.replace(network.program, front_end=None)
+            behind = SparseModel(program, threads=network.threads, lanes=network.lanes)
+            calls[name] = functools.partial(behind, _noise(rng, batch_size, program.shape))
+            continue
         check_sizes(name, network)
         if len(network.inputs) > 1:
             raise ParameterError(
                 f"network {name} has {len(network.inputs)} inputs; only networks with one can be "
                 "timed, leave the timing out"
             )
-        timed = _behind_front_end(surgery.strip_masks(network))
-        batch = rng.uniform(-1, 1, (batch_size, *timed.input_shape[1:])).astype(np.float32)
-        calls[name] = functools.partial(inference(timed), batch)
+        timed = surgery.behind_front_end(surgery.strip_masks(network))
+        calls[name] = functools.partial(
+            inference(timed), _noise(rng, batch_size, timed.input_shape[1:])
+        )
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in tqdm(range(rounds + 1), "timing", unit="round", disable=quiet or None):
         # To and fro, so that none is always behind the same other.
         for name, call in list(calls.items())[:: -1 if number % 2 else 1]:
+            time.sleep(pause)
             start = time.perf_counter()
             for _ in range(CALLS):
                 call()
             if number:
                 seconds[name].append((time.perf_counter() - start) / CALLS)
     return {name: 1000 * np.array(each) / batch_size for name, each in seconds.items()}
+
+
+def _noise(rng: np.random.Generator, count: int, shape: Sequence[int]) -> np.ndarray:
+    return rng.uniform(-1, 1, (count, *shape)).astype(np.float32)
 
 
 def check_sizes(name: str, network: keras.Model) -> None:
@@ -107,10 +125,3 @@ def check_sizes(name: str, network: keras.Model) -> None:
                 f"network {name} has an input of shape {tuple(tensor.shape)}; what it costs "
                 "depends on all sizes but the first: give them, as in keras.Input((64, 50, 1))"
             )
-
-
-def _behind_front_end(network: keras.Model) -> keras.Model:
-    for layer in network.layers:
-        if isinstance(layer, LogMelSpectrogram):
-            return keras.Model(layer.output, network.outputs)
-    return network

@@ -9,7 +9,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 import l3prune.compare as command_module
-from l3prune import comparison, pruning, surgery, timing, training
+from l3prune import comparison, graph, plan, pruning, surgery, timing, training
 from l3prune.compare import main as compare_command
 from l3prune.compare import short_names
 from l3prune.comparison import FIGURES, compare, layer_figures, merge_orders
@@ -75,6 +75,12 @@ def drawn(monkeypatch):
 
 def test_totals_by_hand():
     found = compare({"small": small()})
+    packed = {
+        name: found.totals["small"].pop(name) for name in ("packed_bytes", "packed_int8_bytes")
+    }
+    # 44 and 100 weights of four bytes, biases, and what tells where they are.
+    assert 4 * 144 < packed["packed_bytes"] < 4 * 144 + 300
+    assert packed["packed_int8_bytes"] < packed["packed_bytes"] - 2 * 144
     assert found.totals["small"] == {
         "parameters": 54 + 3 + 4 * 3 + 120 + 2,
         "trainable": 54 + 3 + 2 * 3 + 120 + 2,
@@ -254,7 +260,7 @@ def pair():
 @pytest.mark.parametrize(
     ("title", "columns", "rows"),
     [
-        ("Totals", ["", "a¦b", "half", "of a¦b"], 13),
+        ("Totals", ["", "a¦b", "half", "of a¦b"], 15),
         ("Output of each layer, its filters last", ["", "kind", "a¦b", "half"], 8),
         ("Kernel weights that are not zero", ["", "a¦b", "half"], 8),
         ("MACs", ["", "a¦b", "half"], 8),
@@ -273,8 +279,9 @@ def test_markdown_of_several_networks():
     found = compare({"one": network, "two": network, "three": network})
     table, _ = table_rows(found.markdown(), "Totals")
     assert table[0] == ["", "one", "two", "of one", "three", "of one"]
-    # Nothing was timed.
-    assert [row[0] for row in table[1:]] == list(FIGURES.values())[:-2]
+    # Nothing was timed, or converted to LiteRT.
+    shown = [FIGURES[name] for name in FIGURES if "ms" not in name and "litert" not in name]
+    assert [row[0] for row in table[1:]] == shown
     assert "Milliseconds" not in found.markdown()
     assert "Milliseconds" not in str(found)
     table, _ = table_rows(compare({"one": network}).markdown(), "Totals")
@@ -392,11 +399,16 @@ def test_networks_take_turns(clock):
 
 
 def test_median_and_least_of_the_rounds(monkeypatch):
-    values = {"small": np.array([5.0, 1.0, 2.0])}
+    values = {
+        "small": np.array([5.0, 1.0, 2.0]),
+        "small by the sparse engine": np.array([4.0, 9.0, 7.0]),
+    }
     monkeypatch.setattr(comparison, "latency", lambda *args, **kwargs: values)
     found = compare({"small": small()}, rounds=3)
     assert found.totals["small"]["ms"] == 2
     assert found.totals["small"]["ms_min"] == 1
+    assert found.totals["small"]["sparse_ms"] == 7
+    assert found.totals["small"]["sparse_ms_min"] == 4
 
 
 def test_what_is_timed_computes_the_same_without_masks(clock):
@@ -681,3 +693,29 @@ def test_a_failure_leaves_no_folder(place, tmp_path, monkeypatch, capsys):
     assert run(place / "tiny.h5", "--output-dir", tmp_path / "deep" / "out") == 2
     assert capsys.readouterr().err == "error: no more\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sparse_engine_takes_turns_with_tensorflow(tmp_path):
+    networks = {"dense": create_network("sea64", filters=[4] * 8)}
+    weights = graph.conv_weights(networks["dense"])
+    networks["sparse"] = surgery.apply_masks(networks["dense"], plan.plan_layerwise(weights, 0.8))
+    found = compare(networks, rounds=2)
+    assert list(found.milliseconds) == ["dense", "sparse", "sparse by the sparse engine"]
+    total = found.totals["sparse"]
+    assert total["sparse_ms"] == np.median(found.milliseconds["sparse by the sparse engine"]) > 0
+    assert total["sparse_ms_min"] == found.milliseconds["sparse by the sparse engine"].min()
+    # Compared with the unpruned network in TensorFlow.
+    assert found.ratio("sparse", "sparse_ms") == total["sparse_ms"] / found.totals["dense"]["ms"]
+    assert "sparse_ms" not in found.totals["dense"]
+    assert "milliseconds of the sparse engine, median" in found.markdown()
+    found.plot(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
+
+
+def test_files_as_litert():
+    network = create_network("sea64", filters=[2] * 8)
+    total = compare({"small": network}, litert=True).totals["small"]
+    weights = sum(4 * w.shape.num_elements() for w in network.weights if "kernel" in w.name)
+    assert weights < total["litert_bytes"] < weights + 20_000
+    assert total["litert_gzip_bytes"] < total["litert_bytes"]
+    assert "litert_bytes" not in compare({"small": network}).totals["small"]

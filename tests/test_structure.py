@@ -30,7 +30,7 @@ LEVELS = [
     {"graph"},
     {"surgery", "layouts", "complexity", "activations"},
     {"weights", "gradual", "scan", "timing"},
-    {"training", "models", "pruner", "rigl"},
+    {"training", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines"},
     {"distillation"},
     {"evaluation", "embedding"},

@@ -197,16 +197,16 @@ class SparseModel:
         ParameterError
             The batch is of another shape, or not of real numbers.
         """
-        maps = self._maps(batch)
-        outputs = np.empty((len(maps), int(np.prod(self.output_shape))), np.float32)
+        batch = self._checked(batch)
+        outputs = np.empty((len(batch), int(np.prod(self.output_shape))), np.float32)
         threads = self.threads
         # Whole inputs side by side; those that are left over by all threads together.
-        apart = len(maps) - len(maps) % threads if threads > 1 else 0
+        apart = len(batch) - len(batch) % threads if threads > 1 else 0
         if apart:
-            _together(threads, functools.partial(self._take, iter(range(apart)), maps, outputs))
-        for number in range(apart, len(maps)):
-            self._compute(maps[number], outputs[number], threads)
-        return outputs.reshape(len(maps), *self.output_shape)
+            _together(threads, functools.partial(self._take, iter(range(apart)), batch, outputs))
+        for number in range(apart, len(batch)):
+            self._compute(self._maps(batch[number]), outputs[number], threads)
+        return outputs.reshape(len(batch), *self.output_shape)
 
     def predict(self, batches: np.ndarray | Iterable[np.ndarray]) -> np.ndarray:
         """Compute several batches, or one array of any length.
@@ -222,9 +222,7 @@ class SparseModel:
         """
         parts = [np.zeros((0, *self.output_shape), np.float32)]
         if isinstance(batches, np.ndarray):
-            whole = batches
-            # A front end makes as many spectrograms at once.
-            batches = (whole[start : start + 64] for start in range(0, len(whole), 64))
+            batches = [batches]
         parts.extend(self(batch) for batch in batches)
         return np.concatenate(parts)
 
@@ -264,8 +262,8 @@ class SparseModel:
             for operation, each in zip(schedule.operations, seconds.tolist(), strict=True)
         ]
 
-    def _maps(self, batch: np.ndarray) -> np.ndarray:
-        """A batch as (n, values) float32, channels last."""
+    def _checked(self, batch: np.ndarray) -> np.ndarray:
+        """A batch of the input's shape."""
         batch = as_array(batch)
         wanted = self.input_shape
         if self.program.front_end is not None and batch.ndim == 3 and batch.shape[1] == 1:
@@ -275,16 +273,19 @@ class SparseModel:
                 f"batch of {batch.dtype} {batch.shape} given; model {self.program.name} takes "
                 f"numbers of shape (n, {', '.join(map(str, wanted))})"
             )
-        if self.program.front_end is not None:
-            batch = log_spectrogram(batch, self.program.front_end)
-        with np.errstate(over="ignore"):  # beyond float32 is infinity
-            maps = np.ascontiguousarray(batch, np.float32)
-        return maps.reshape(len(batch), math.prod(self.program.shape))
+        return batch
 
-    def _take(self, numbers: Iterator[int], maps: np.ndarray, outputs: np.ndarray) -> None:
+    def _maps(self, one: np.ndarray) -> np.ndarray:
+        """What the first step takes of one input, as (values,) float32, channels last."""
+        if self.program.front_end is not None:
+            one = log_spectrogram(one[np.newaxis], self.program.front_end)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity
+            return np.ascontiguousarray(one, np.float32).reshape(-1)
+
+    def _take(self, numbers: Iterator[int], batch: np.ndarray, outputs: np.ndarray) -> None:
         # One thread's share: `next` is atomic.
         for number in numbers:
-            self._compute(maps[number], outputs[number], 1)
+            self._compute(self._maps(batch[number]), outputs[number], 1)
 
     def _compute(self, maps: np.ndarray, output: np.ndarray, threads: int) -> None:
         schedule = self._schedule
