@@ -8,6 +8,9 @@ from collections.abc import Collection
 #: EdgeL3's own default for its eight convolutions, in percent.
 DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
 
+#: Criteria that score filters on data, those of `activations`.
+FROM_DATA = ("mean_activation", "apoz", "taylor")
+
 POSITIONALS = {
     "weight_path": "weights of the unpruned network: an .h5 or .h5.gz file, or a published name",
     "train_data_dir": "audio files, or AVC HDF5 shards, to retrain on",
@@ -161,7 +164,7 @@ def _budget_and_criterion(group: argparse._ArgumentGroup) -> None:
     add(
         "--criterion",
         help="what is kept is highest in it (magnitude; filterwise l1, or, from the training data, "
-        "mean_activation, apoz, taylor)",
+        f"{', '.join(FROM_DATA)})",
     )
     add(
         "--criterion-windows",
@@ -221,7 +224,12 @@ def _changing_masks(group: argparse._ArgumentGroup) -> None:
         help="constant: weights go at --begin-step; polynomial: little by little; layer-by-layer; "
         "rigl: gone from the start, they move where they help (default: gone and fixed)",
     )
-    add("--frequency", type=int, metavar="STEPS", help="between changes (100)")
+    add(
+        "--frequency",
+        type=int,
+        metavar="STEPS",
+        help="polynomial, rigl, --ramp: between changes (100)",
+    )
     add("--begin-step", type=int, metavar="STEP", help="constant, polynomial: first change (0)")
     add(
         "--end-step",

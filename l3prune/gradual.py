@@ -20,11 +20,11 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.checks import check_whole
-from l3prune.criteria import ConvWeights
+from l3prune.criteria import ConvWeights, get_criterion
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.graph import convolutions
+from l3prune.graph import conv_weights, convolutions
 from l3prune.layers import MaskedConv2D
-from l3prune.plan import PruningPlan, check_fraction, plan_layerwise
+from l3prune.plan import PruningPlan, check_fraction, plan_layerwise, score
 from l3prune.surgery import apply_masks
 
 #: first batch -> endless iterator of (inputs, targets), as `training.fit` takes it.
@@ -329,10 +329,11 @@ class MaskUpdate(keras.callbacks.Callback, abc.ABC):
 class GradualPruning(MaskUpdate):
     """Prunes the kernels of a network while it is trained, on schedules.
 
-    At each pruning step of a schedule the rule plans masks from the kernels as they are then, for
-    the schedule's sparsity of then. A pruned weight stays pruned. Where the frequency does not
-    divide the range of a schedule, tfmot never comes to the final sparsity; here the end step is a
-    pruning step in any case.
+    At each pruning step of a schedule the criterion scores the network as it is then, and the rule
+    plans masks for the schedule's sparsity of then. A pruned weight stays pruned, and counts as
+    such: it ranks below all others, whatever the criterion makes of it. Where the frequency does
+    not divide the range of a schedule, tfmot never comes to the final sparsity; here the end step
+    is a pruning step in any case.
 
     Parameters
     ----------
@@ -340,14 +341,17 @@ class GradualPruning(MaskUpdate):
         Of tensorflow_model_optimization.sparsity.keras; see `sparsity_schedule`. One for all
         `MaskedConv2D` layers, or one for each layer that is to be pruned.
     plan : callable, (weights, sparsity) -> PruningPlan
-        `plan_layerwise`; `plan_global`, with one schedule; or any that gives pruned weights, which
-        are zero, the lowest scores, such as `functools.partial(plan_blocks, block=(4, 4))`. It is
-        given kernels only, and the sparsity of one schedule or a list of them, one a layer.
+        `plan_layerwise`; `plan_global`, with one schedule; or any other by magnitude, such as
+        `functools.partial(plan_blocks, block=(4, 4))`. In place of kernels it is given scores,
+        zero for what is pruned; and the sparsity of one schedule or a list of them, one a layer.
+    criterion : str
+        A registered criterion. One that scores whole filters prunes whole filters.
 
     Raises
     ------
     ParameterError
-        A schedule is none of tfmot's; when training begins, a layer is no `MaskedConv2D`.
+        A schedule is none of tfmot's, or the criterion is unknown; when training begins, a layer is
+        no `MaskedConv2D`.
 
     Examples
     --------
@@ -362,7 +366,13 @@ class GradualPruning(MaskUpdate):
     7
     """
 
-    def __init__(self, schedules: Any | Mapping[str, Any], plan: Rule = plan_layerwise):
+    def __init__(
+        self,
+        schedules: Any | Mapping[str, Any],
+        plan: Rule = plan_layerwise,
+        criterion: str = "magnitude",
+    ):
+        get_criterion(criterion)
         several = isinstance(schedules, Mapping)
         each = list(schedules.values()) if several else [schedules]
         if not each:
@@ -380,6 +390,7 @@ class GradualPruning(MaskUpdate):
         super().__init__(list(schedules) if several else None, final, final)
         self.schedules = schedules
         self.plan = plan
+        self.criterion = criterion
 
     def description(self) -> dict[str, Any]:
         """What tells this rule from another, as JSON values."""
@@ -387,7 +398,12 @@ class GradualPruning(MaskUpdate):
             schedules = {name: each.get_config() for name, each in self.schedules.items()}
         else:
             schedules = self.schedules.get_config()
-        return {"rule": "gradual", "plan": _describe(self.plan), "schedules": schedules}
+        return {
+            "rule": "gradual",
+            "plan": _describe(self.plan),
+            "criterion": self.criterion,
+            "schedules": schedules,
+        }
 
     def continues(self, first: PruningPlan, later: PruningPlan) -> bool:
         """Nothing has come back."""
@@ -406,15 +422,41 @@ class GradualPruning(MaskUpdate):
             names = []
         if not names:
             return False
-        weights = {name: ConvWeights(self.kernel(name, step)) for name in names}
-        planned = self.plan(weights, sparsity)
+        for name in names:
+            self.kernel(name, step)  # refuses what is not finite
+        weights = conv_weights(self.model)
         before = {name: self.masked[name].mask.numpy() for name in names}
+        planned = self.plan(
+            _ranked({name: weights[name] for name in names}, before, self.criterion), sparsity
+        )
         # A plan, so that a layer left empty is an error.
         after = PruningPlan({name: before[name] & planned[name] for name in names})
         changed = [name for name in names if not np.array_equal(before[name], after[name])]
         for name in changed:
             self.masked[name].set_mask(after[name])
         return bool(changed)
+
+
+def _ranked(
+    weights: Mapping[str, ConvWeights], masks: Mapping[str, np.ndarray], criterion: str
+) -> dict[str, ConvWeights]:
+    """Scores in the place of kernels: above zero for what is left, zero for what is pruned."""
+    left, found = {}, {}
+    for name, each in weights.items():
+        found[name] = masks[name].any(axis=(0, 1, 2))
+        # Filters that are gone are no neighbours of the others.
+        gamma = None if each.gamma is None else each.gamma[found[name]]
+        left[name] = ConvWeights(each.kernel[..., found[name]], gamma=gamma)
+    ranked = {}
+    for name, scores in score(left, criterion).items():
+        shape = masks[name].shape if scores.ndim == 4 else (1, 1, 1, masks[name].shape[-1])
+        values = np.zeros(shape, scores.dtype)
+        # A score can be zero, such as a filter's that is the median.
+        values[..., found[name]] = np.maximum(scores, np.finfo(scores.dtype).tiny)
+        if scores.ndim == 4:
+            values[~masks[name]] = 0
+        ranked[name] = ConvWeights(values)
+    return ranked
 
 
 def _is_due(schedule, step: int) -> bool:

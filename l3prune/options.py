@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from l3prune.arguments import DEFAULT_SPARSITY, POSITIONALS, new_parser
+from l3prune.arguments import DEFAULT_SPARSITY, FROM_DATA, POSITIONALS, new_parser
 from l3prune.errors import ParameterError
 from l3prune.files import read_json
 
@@ -36,6 +36,20 @@ STUDENTS = ("student", "include_layers", "from_conv_layer")
 
 #: How masks change in retraining; `schedules.MaskSchedule` has them in detail.
 MASK_SCHEDULES = ("constant", "polynomial", "layer-by-layer", "rigl")
+MASK_SETTINGS = (
+    *("frequency", "begin_step", "end_step", "initial_sparsity"),
+    *("epochs_per_layer", "ramp", "rigl_alpha"),
+)
+
+_RATIOS = ("filter_ratio", "global_filter_ratio")
+_FILTERS = ("num_filters", *_RATIOS)
+_SHARING = ("allocation", "sensitivity")
+_PLATEAU = ("plateau_patience", "plateau_factor")
+_RETRAINING = (
+    *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
+    *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
+    *("schedule", *_PLATEAU, "batch_norm"),
+)
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -52,27 +66,59 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     >>> parse(["w.h5", "train", "valid", "out", "--layerwise", "--sparsity", "90"]).sparsity
     [90.0]
     """
-    before = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    before.add_argument("--config")
-    path = before.parse_known_args(argv)[0].config
-    config = {} if path is None else _read_config(path)
+    typed = _typed_options(argv)
+    config = _read_config(typed["config"]) if "config" in typed else {}
     parser = new_parser([name for name in POSITIONALS if name in config])
-    if config:
-        # How to prune is one choice: flags that make it set the file's aside, but for what they
-        # need themselves.
-        chosen = set(chosen_of(new_parser(POSITIONALS).parse_known_args(argv)[0], CHOICES))
-        if chosen:
-            kept: set[str] = set()
-            if chosen <= {"layerwise", "sparsity", "blocks"}:
-                kept = {"layerwise", "sparsity", "blocks"}
-            elif chosen <= {"num_filters", "filter_ratio", "global_filter_ratio"}:
-                kept = {"filterwise"}
-            aside = {*CHOICES, "allocation", "sensitivity"} - kept
-            config = {key: value for key, value in config.items() if key not in aside}
-        parser.set_defaults(**config)
+    aside = _set_aside(config, typed)
+    parser.set_defaults(**{key: value for key, value in config.items() if key not in aside})
     args = parser.parse_args(argv)
     _check(args)
+    # A file may be for runs with and without retraining, and flags may leave no use for the rest.
+    changed = typed.keys() & {*CHOICES, *STUDENTS, "allocation", "criterion", "schedule"}
+    unused = config.keys() & (config if changed else {*_RETRAINING, "random_state"})
+    _check_effect(args, unused - typed.keys())
     return args
+
+
+def _typed_options(argv: Sequence[str] | None) -> dict[str, Any]:
+    """The options on the command line, without defaults."""
+    parser = new_parser(POSITIONALS)
+    untyped = object()
+    # A default is for what a namespace does not have.
+    namespace = argparse.Namespace(**{action.dest: untyped for action in parser._actions})
+    parser.parse_known_args(argv, namespace)
+    return {name: value for name, value in vars(namespace).items() if value is not untyped}
+
+
+def _set_aside(config: dict[str, Any], typed: dict[str, Any]) -> set[str]:
+    """Options of a file that go with a choice of its which the command line makes otherwise."""
+    aside: set[str] = set()
+    if "mask_schedule" in typed:
+        aside |= {*MASK_SETTINGS}
+    if "allocation" in typed:
+        aside |= {"sensitivity"}
+    # How to prune is one choice: flags that make it set the file's aside, but for what they need
+    # themselves.
+    chosen = typed.keys() & {*CHOICES}
+    if not chosen:
+        return aside
+    kept: set[str] = set()
+    if chosen <= {"layerwise", "sparsity", "blocks"}:
+        kept = {"layerwise", "sparsity", "blocks"}
+    elif chosen == {"filterwise"}:
+        kept = {*_FILTERS, "round_to", "budget", *_SHARING}
+    elif chosen <= {"filterwise", *_FILTERS}:
+        kept = {"filterwise", *(("round_to",) if chosen & {*_RATIOS} else ())}
+    elif "budget" in chosen and "budget" in config:
+        kept = {*_SHARING, *(("layerwise", "filterwise") if chosen == {"budget"} else ())}
+    aside |= {*CHOICES, *_SHARING, "round_to"} - kept
+    before = bool(config.get("filterwise"))
+    filters = bool(chosen & {"filterwise", *_FILTERS}) or ("filterwise" in kept and before)
+    if filters or "pattern" in chosen:
+        aside |= {"mask_schedule", *MASK_SETTINGS}
+    if filters != before and any(config.get(name, False) is not False for name in CHOICES):
+        aside |= {"criterion"}  # of weights or of filters
+    return aside
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -189,20 +235,19 @@ def _check(args: argparse.Namespace) -> None:
 def _check_choice(args: argparse.Namespace) -> None:
     """What goes: one choice, of weights or of filters."""
     weights = ["sparsity", "global_sparsity", "pattern"]
-    filters = ["num_filters", "filter_ratio", "global_filter_ratio"]
-    given = [name for name in [*weights, *filters, "budget"] if getattr(args, name) is not None]
-    flags = [f"--{name if name == 'num_filters' else name.replace('_', '-')}" for name in given]
+    given = [name for name in [*weights, *_FILTERS, "budget"] if getattr(args, name) is not None]
+    flags = [_flag(name) for name in given]
     if len(given) > 1:
         raise ParameterError(f"give one of {' and '.join(flags)}, not both")
     if args.filterwise:
         if args.layerwise:
             raise ParameterError("--layerwise zeroes weights, --filterwise removes filters: choose")
-        if not given or given[0] in weights or args.blocks:
+        if not given or given[0] in weights:
             raise ParameterError(
                 "--filterwise needs --num_filters, --filter-ratio, --global-filter-ratio or "
                 "--budget"
             )
-    elif given and given[0] in filters:
+    elif given and given[0] in _FILTERS:
         raise ParameterError(f"{flags[0]} is for --filterwise")
     elif args.global_sparsity is not None and args.layerwise:
         raise ParameterError("--global-sparsity prunes all layers together: drop --layerwise")
@@ -237,11 +282,7 @@ def _check_choice(args: argparse.Namespace) -> None:
 
 def _check_masks(args: argparse.Namespace) -> None:
     """What goes with masks that change."""
-    settings = (
-        *("frequency", "begin_step", "end_step", "initial_sparsity"),
-        *("epochs_per_layer", "ramp", "rigl_alpha"),
-    )
-    given = chosen_of(args, settings)
+    given = chosen_of(args, MASK_SETTINGS)
     if args.mask_schedule is None:
         if given:
             raise ParameterError(
@@ -265,3 +306,44 @@ def _check_masks(args: argparse.Namespace) -> None:
             "--mask-schedule needs a sparsity to come to: give --layerwise, --global-sparsity or "
             "--budget"
         )
+
+
+def _check_effect(args: argparse.Namespace, unused: Collection[str]) -> None:
+    """Refuse options that would change nothing, but for those that may be `unused`.
+
+    Of what only retraining needs, a warning is enough.
+    """
+    prunes = bool(chosen_of(args, CHOICES))
+    from_data = args.criterion in FROM_DATA
+    fresh = bool(chosen_of(args, ("student", "include_layers")))
+    ratios = any(getattr(args, name) is not None for name in _RATIOS)
+    parser = new_parser()
+    idle = []
+    for names, effect, needed in (
+        (("allocation",), args.budget is not None, "--budget"),
+        (("criterion",), prunes, "a choice of what is pruned, such as --layerwise"),
+        (("round_to",), ratios, "--filter-ratio or --global-filter-ratio"),
+        (("criterion_windows",), from_data, f"--criterion {', '.join(FROM_DATA)}"),
+        (("validation_batch_size",), args.retrain or from_data, None),
+        (("random_state",), args.retrain or fresh, None),
+        (_RETRAINING, args.retrain, None),
+        (_PLATEAU, args.schedule != "cosine", "--schedule plateau"),
+    ):
+        for name in names:
+            given = getattr(args, name) != parser.get_default(name)
+            if not given or effect or name in unused:
+                continue
+            if needed is None:
+                idle.append(_flag(name))
+            elif args.retrain or name not in _RETRAINING:
+                raise ParameterError(
+                    f"{_flag(name)} has no effect without {needed}: give that too, or leave it out"
+                )
+    if idle:  # EdgeL3's job lines give them whether they retrain or not
+        print(f"warning: {', '.join(idle)} without effect; --retrain is not given", file=sys.stderr)
+
+
+def _flag(name: str) -> str:
+    """An option as it is documented."""
+    found = next(action for action in new_parser()._actions if action.dest == name)
+    return next(flag for flag in found.option_strings if flag.startswith("--"))

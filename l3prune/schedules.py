@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import tf_keras as keras
 
@@ -20,12 +21,12 @@ from l3prune.rigl import RigL
 
 KINDS = ("constant", "polynomial", "layer-by-layer", "rigl")
 
-#: What each kind looks at, besides the frequency.
+#: What each kind looks at. Weights that go all at once have no frequency; those of a ramp have.
 _SETTINGS = {
     "constant": ("begin_step",),
-    "polynomial": ("begin_step", "end_step", "initial_sparsity"),
+    "polynomial": ("frequency", "begin_step", "end_step", "initial_sparsity"),
     "layer-by-layer": ("epochs_per_layer", "ramp"),
-    "rigl": ("end_step", "alpha"),
+    "rigl": ("frequency", "end_step", "alpha"),
 }
 
 
@@ -39,7 +40,7 @@ class MaskSchedule:
         All weights go at `begin_step`; little by little until `end_step`; one layer after another;
         or they are gone from the start and move to where they help most. See `gradual`, `rigl`.
     frequency : int or None
-        Training steps between changes; None takes 100.
+        Training steps between changes, of "polynomial", "rigl" and a ramp; None takes 100.
     begin_step, end_step : int or None
         None: 0; half of the training, and three quarters for "rigl".
     initial_sparsity : float or None
@@ -76,14 +77,14 @@ class MaskSchedule:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ParameterError(f"mask schedule {self.kind!r}; allowed: {', '.join(KINDS)}")
+        takes = (*_SETTINGS[self.kind], *(("frequency",) if self.ramp else ()))
         for name in sorted({name for names in _SETTINGS.values() for name in names}):
             value = getattr(self, name)
             if value is None or value is False:  # 0 is a value
                 continue
-            if name not in _SETTINGS[self.kind]:
-                takes = ", ".join(("frequency", *_SETTINGS[self.kind]))
+            if name not in takes:
                 raise ParameterError(
-                    f"{name} is not for the mask schedule {self.kind}; it takes {takes}"
+                    f"{name} is not for the mask schedule {self.kind}; it takes {', '.join(takes)}"
                 )
 
 
@@ -141,7 +142,12 @@ def begin(
         alpha = 0.3 if schedule.alpha is None else schedule.alpha
         return student, RigL(end_step, frequency=frequency, alpha=alpha)
     target = pruner.sparsity(network, wish)
-    rule = pruner.rule(wish)
+    # The criterion's scores take the place of kernels there, see `GradualPruning`.
+    prune = functools.partial(
+        GradualPruning,
+        plan=pruner.rule(replace(wish, criterion=None)),
+        criterion=wish.criterion_name,
+    )
     layers = list(graph.convolutions(network))
     if schedule.kind == "layer-by-layer":
         if not isinstance(target, list):
@@ -159,7 +165,7 @@ def begin(
             ramp=schedule.ramp,
             frequency=frequency,
         )
-        return prunable(network, list(schedules)), GradualPruning(schedules, rule)
+        return prunable(network, list(schedules)), prune(schedules)
 
     def scheduled(value: float):
         begin_step = schedule.begin_step or 0
@@ -176,10 +182,10 @@ def begin(
         )
 
     if not isinstance(target, list):
-        return prunable(network), GradualPruning(scheduled(target), rule)
+        return prunable(network), prune(scheduled(target))
     each_schedule = {
         name: scheduled(value) for name, value in zip(layers, target, strict=True) if value > 0
     }
     if not each_schedule:
         raise ParameterError("no layer has a sparsity above 0, so there is nothing to prune")
-    return prunable(network, list(each_schedule)), GradualPruning(each_schedule, rule)
+    return prunable(network, list(each_schedule)), prune(each_schedule)

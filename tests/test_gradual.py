@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l3prune import gradual, graph, surgery
+from l3prune.criteria import CRITERIA
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, layer_by_layer, prunable, sparsity_schedule
 from l3prune.layers import MaskedConv2D
@@ -307,6 +308,7 @@ def test_descriptions_are_json_and_tell_rules_apart():
         GradualPruning({"a": schedule}),
         GradualPruning(sparsity_schedule("constant", 0.6)),
         GradualPruning(schedule, plan_global),
+        GradualPruning(schedule, criterion="l1"),
         GradualPruning(schedule, functools.partial(plan_blocks, block=(2, 2))),
         GradualPruning(schedule, functools.partial(plan_blocks, block=(4, 4))),
         RigL(10),
@@ -316,3 +318,118 @@ def test_descriptions_are_json_and_tell_rules_apart():
     texts = [json.dumps(rule.description()) for rule in rules]
     assert len(set(texts)) == len(rules)
     assert not any("0x" in text for text in texts)  # no addresses, which differ by process
+
+
+# Every criterion: what is pruned ranks lowest.
+
+
+def normalized():
+    """Two masked convolutions, each with its BatchNorm."""
+    inputs = keras.Input((4, 4, 4))
+    maps = keras.layers.Conv2D(8, 2, name="one")(inputs)
+    maps = keras.layers.BatchNormalization(name="norm_one")(maps)
+    maps = keras.layers.Conv2D(8, 2, name="two")(maps)
+    network = prunable(keras.Model(inputs, keras.layers.BatchNormalization(name="norm_two")(maps)))
+    network.compile("sgd", loss="mse")
+    return network
+
+
+def trained(network, rng):
+    """Other weights everywhere, but for zeros under masks: as training would leave them."""
+    for layer in network.layers:
+        if isinstance(layer, MaskedConv2D):
+            kernel = rng.normal(size=layer.kernel.shape)
+            layer.kernel.assign(np.where(layer.mask.numpy(), kernel, 0))
+        elif layer.weights:
+            layer.gamma.assign(rng.normal(size=layer.gamma.shape))
+
+
+SINGLE_WEIGHTS = ("magnitude", "random")
+
+
+def kept(plan, criterion):
+    """Weights of each layer that stay; filters for a criterion of filters."""
+    if criterion in SINGLE_WEIGHTS:
+        return [int(mask.sum()) for mask in plan.values()]
+    return [int(mask.reshape(-1, 8).any(axis=0).sum()) for mask in plan.values()]
+
+
+RULES = {
+    "each layer": plan_layerwise,
+    "all together": plan_global,
+    "blocks": functools.partial(plan_blocks, block=(2, 2)),
+}
+
+
+ONE_BY_ONE = ("layer by layer", "ramp")
+
+
+@pytest.mark.parametrize(
+    ("criterion", "rule", "kind"),
+    [
+        (criterion, rule, kind)
+        for criterion in sorted(CRITERIA)
+        for rule in sorted(RULES)
+        for kind in ("constant", "polynomial", *ONE_BY_ONE)
+        if (rule != "blocks" or criterion in SINGLE_WEIGHTS)
+        # One threshold has one schedule.
+        and (rule != "all together" or kind not in ONE_BY_ONE)
+    ],
+)
+def test_every_criterion_ends_where_one_shot_does(criterion, rule, kind):
+    # One threshold leaves a layer its last filter, which is one more: here none comes to that.
+    sparsity = 0.3 if rule == "all together" else 0.5
+    network, rng = normalized(), np.random.default_rng(3)
+    trained(network, rng)
+    once = RULES[rule](graph.conv_weights(network), sparsity, criterion=criterion)
+    if kind in ONE_BY_ONE:
+        each = dict.fromkeys(once, sparsity)
+        schedules = layer_by_layer(each, 1, 6, ramp=kind == "ramp", frequency=2)
+    else:
+        schedules = sparsity_schedule(kind, sparsity, end_step=12, frequency=2)
+    pruner = GradualPruning(schedules, RULES[rule], criterion)
+    pruner.set_model(network)
+    last = graph.masks(network)
+    for step in range(16):
+        network.optimizer.iterations.assign(step)
+        pruner.on_train_batch_begin(0)
+        now = graph.masks(network)
+        assert not any((now[name] & ~last[name]).any() for name in now)
+        last = now
+        trained(network, rng)
+    found, wanted = kept(last, criterion), kept(once, criterion)
+    if rule == "all together":
+        assert sum(found) == sum(wanted)
+    else:
+        assert found == wanted
+    assert sum(wanted) > 0
+
+
+def test_a_filter_that_scores_zero_ranks_above_those_that_are_gone():
+    """A filter at the geometric median scores zero, and must not go with the pruned ones."""
+    network = normalized()
+    kernel = np.zeros((2, 2, 4, 8), np.float32)
+    kernel[0, 0, 0] = [-9, -3, -1, 0, 1, 3, 9, 7]
+    network.get_layer("one").kernel.assign(kernel)
+    mask = np.ones((2, 2, 4, 8), bool)
+    mask[..., [0, 6, 7]] = False
+    network.get_layer("one").set_mask(mask)
+    schedule = {"one": sparsity_schedule("constant", 0.3)}  # three of eight are to go
+    pruner = GradualPruning(schedule, criterion="geometric_median")
+    pruner.set_model(network)
+    pruner.on_train_batch_begin(0)
+    assert kept(graph.masks(network), "geometric_median") == [5, 8]
+
+
+def test_filters_are_ranked_by_the_scale_of_the_moment():
+    network = normalized()
+    pruner = GradualPruning(sparsity_schedule("constant", 0.5, begin_step=1), criterion="bn_gamma")
+    pruner.set_model(network)
+    network.optimizer.iterations.assign(1)
+    gamma = np.float32([1, -8, 2, 7, 3, -6, 4, 5])
+    for name in ("one", "two"):
+        network.get_layer(f"norm_{name}").gamma.assign(gamma)
+    pruner.on_train_batch_begin(0)
+    for mask in graph.masks(network).values():
+        # Of eight ranks the percentile rule takes number 4, from 0, and what is below.
+        assert np.flatnonzero(mask.any(axis=(0, 1, 2))).tolist() == [1, 3, 5]

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 
 import l3prune.pruning
+import l3prune.training
 from l3prune import graph
 from l3prune.embedding import get_embedding
 from l3prune.networks import create_network
@@ -161,6 +162,83 @@ def test_a_resumed_run_equals_an_uninterrupted_one(finished, continued, place, t
     assert json.loads((continued / "report.json").read_text()) == reports[1]
 
 
+def interrupt_in_the_first_epoch(monkeypatch, moment):
+    """Ctrl-C when an epoch's batches are done, or between its history and its checkpoint."""
+    if moment == "epoch":
+
+        def end(self, epoch, logs=None):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(l3prune.training._Keeper, "on_epoch_end", end)
+    else:
+
+        def save(network, path, **options):
+            if path.name == "model_latest.h5":
+                raise KeyboardInterrupt
+            save_network(network, path, **options)
+
+        monkeypatch.setattr(l3prune.training, "save_network", save)
+
+
+@pytest.mark.parametrize("moment", ["epoch", "checkpoint"])
+def test_a_run_stopped_in_its_first_epoch_begins_again(
+    finished, place, tmp_path, capsys, monkeypatch, moment
+):
+    line = place.line(tmp_path / "out", *RETRAIN, "-e", "4", "--quiet")
+    with monkeypatch.context() as patch:
+        interrupt_in_the_first_epoch(patch, moment)
+        assert prune(line) == 130
+    run_dir = run_folder(tmp_path / "out")
+    assert (run_dir / "model_pruned.h5").is_file()
+    assert (run_dir / "history.csv").is_file() == (moment == "checkpoint")
+    refuse(capsys, line, "give another --run-name, or --continue-model-dir", tmp_path)
+    again = [*line, "--continue-model-dir", str(run_dir)]
+    for options, message in (
+        (("--sparsity", "50"), "was begun with sparsity=[0.0, 50.0, 50.0, 60.0, "),
+        (("--criterion", "random"), "was begun with criterion=None, not 'random'"),
+        (("--reduction", "pca"), "was begun with reduction=None, not 'pca'"),
+    ):
+        refuse(capsys, [*again, *options], message, tmp_path)
+    assert prune(again) == 0
+    whole = finished[0]
+    for name in ("latest", "best_valid_loss", "pruned", "checkpoint.02", "checkpoint.04"):
+        assert (run_dir / f"model_{name}.h5").read_bytes() == (
+            whole / f"model_{name}.h5"
+        ).read_bytes()
+    for name in ("history.csv", "report.json"):
+        assert (run_dir / name).read_text() == (whole / name).read_text()
+
+
+def test_a_run_that_has_not_begun_is_not_continued(place, tmp_path, capsys, monkeypatch):
+    line = place.line(tmp_path / "out", *RETRAIN, "-e", "4", "--quiet")
+    with monkeypatch.context() as patch:
+        interrupt_in_the_first_epoch(patch, "epoch")
+        assert prune(line) == 130
+    run_dir = run_folder(tmp_path / "out")
+    again = [*line, "--continue-model-dir", str(run_dir)]
+    other = make_tiny()
+    other.get_layer("conv_1").bias.assign([1] * 4)
+    save_network(other, tmp_path / "other.h5")
+    refuse(capsys, [str(tmp_path / "other.h5"), *again[1:]], "was pruned otherwise", tmp_path)
+    config = (run_dir / "config.json").read_text()
+    for text in ("[]", '{"arguments": 3}'):
+        (run_dir / "config.json").write_text(text)
+        refuse(capsys, again, "config.json is damaged: it has no arguments", tmp_path)
+    (run_dir / "config.json").unlink()
+    refuse(capsys, again, "has no config.json, so there is no run to continue", tmp_path)
+    (run_dir / "config.json").write_text(config)
+    (run_dir / "model_pruned.h5").unlink()
+    refuse(capsys, again, "has no model_pruned.h5, so there is no run to continue", tmp_path)
+
+
+def test_a_run_without_retraining_is_not_continued(place, tmp_path, capsys):
+    line = place.line(tmp_path, "--layerwise", "--sparsity", "50", "--run-name", "run", "--quiet")
+    assert prune(line) == 0
+    run_dir = run_folder(tmp_path, "pruning")
+    more = ("--retrain", "-tbs", "4", "-cmd", str(run_dir))
+    refuse(capsys, [*line, *more], "was begun with retrain=None, not True", tmp_path)
+
+
 def test_a_run_name_that_is_taken(interrupted, place, capsys):
     line = place.line(place.folder / "two", *RETRAIN, "-e", "2")
     refuse(capsys, line, "run exists; give another --run-name", place.folder / "two")
@@ -295,7 +373,7 @@ def test_a_pruned_network_is_pruned_further(finished, place, tmp_path, capsys):
     for name in ("history.csv", "model_latest.h5", "model_best_valid_loss.h5"):
         (run_dir / name).write_text("not read by then")
     capsys.readouterr()
-    assert prune([*line, "--retrain", "-cmd", str(run_dir), "--quiet"]) == 2
+    assert prune([*line, "--retrain", "-tbs", "4", "-cmd", str(run_dir), "--quiet"]) == 2
     assert "model_latest.h5 is not an HDF5 weight file" in capsys.readouterr().err
 
 
@@ -396,8 +474,9 @@ def test_a_runs_own_config_repeats_it(finished, place, tmp_path):
 def test_config_keeps_zeros(place, tmp_path):
     zeros = ("--checkpoint-interval", "0", "--min-delta", "0", "--seed", "0", "--quiet")
     line = place.line(tmp_path, "--layerwise", *zeros, "--early-stopping-patience", "0")
-    assert prune([*line, "--run-name", "run", "--sparsity", "0"]) == 0
-    args = l3prune.pruning.parse(["--config", str(run_folder(tmp_path, "pruning") / "config.json")])
+    more = ("--retrain", "-tbs", "4", "-e", "1")
+    assert prune([*line, *more, "--run-name", "run", "--sparsity", "0"]) == 0
+    args = l3prune.pruning.parse(["--config", str(run_folder(tmp_path) / "config.json")])
     assert args.checkpoint_interval == args.min_delta == args.random_state == 0
     assert args.early_stopping_patience == 0
     assert args.sparsity == [0]

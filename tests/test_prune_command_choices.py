@@ -9,8 +9,10 @@ import pytest
 import l3prune.schedules
 from l3prune import graph
 from l3prune.activations import DATA_CRITERIA
+from l3prune.errors import ParameterError
 from l3prune.gradual import GradualPruning
 from l3prune.networks import create_network, inference
+from l3prune.options import parse
 from l3prune.pruning import main as prune
 from l3prune.scan import Spread
 from l3prune.sensitivity import main as sensitivity
@@ -24,6 +26,8 @@ from tests.commands import (
     run_folder,
     words,
 )
+
+NUMBERS = ("--num_filters", *["3"] * 8)
 
 
 def test_filterwise_from_the_command_line(place, tmp_path):
@@ -116,6 +120,98 @@ def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
     assert run_dir.parts[-4] == "pruning"
     run_dir, _ = pruned_by(place, tmp_path / "c", "--config", str(config))
     assert run_dir.parts[-4] == "reduced"
+
+
+RATIO_FILE = {"filterwise": True, "filter_ratio": 50, "round_to": 2, "criterion": "l2"}
+SCHEDULE_FILE = {
+    "layerwise": True,
+    "sparsity": 50,
+    "retrain": True,
+    "criterion": "random",
+    "mask_schedule": "polynomial",
+    "end_step": 9,
+    "initial_sparsity": 10,
+}
+BUDGET_FILE = {"budget": "sparsity=60", "allocation": "sensitivity", "sensitivity": "scan"}
+TAYLOR_FILE = {**RATIO_FILE, "criterion": "taylor", "criterion_windows": 8}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "expected"),
+    [
+        # What belongs to the choice that is set aside goes with it,
+        (RATIO_FILE, ("--num_filters", *["3"] * 8), {"round_to": 1, "criterion": "l2"}),
+        (
+            RATIO_FILE,
+            ("--layerwise", "--sparsity", "50"),
+            {"round_to": 1, "criterion": None, "filterwise": False},
+        ),
+        (RATIO_FILE, ("--pattern", "2:4"), {"round_to": 1, "criterion": None}),
+        (TAYLOR_FILE, ("--global-sparsity", "50"), {"criterion": None, "filter_ratio": None}),
+        (TAYLOR_FILE, ("--criterion", "l1"), {"criterion": "l1", "round_to": 2}),
+        (
+            SCHEDULE_FILE,
+            ("--filterwise", "--filter-ratio", "50"),
+            {"mask_schedule": None, "end_step": None, "criterion": None, "retrain": True},
+        ),
+        (SCHEDULE_FILE, ("--pattern", "2:4"), {"mask_schedule": None, "criterion": "random"}),
+        (
+            SCHEDULE_FILE,
+            ("--mask-schedule", "rigl"),
+            {"mask_schedule": "rigl", "initial_sparsity": None, "sparsity": [50]},
+        ),
+        (BUDGET_FILE, ("--layerwise",), {"allocation": "uniform", "sensitivity": None}),
+        (BUDGET_FILE, ("--allocation", "erk"), {"allocation": "erk", "sensitivity": None}),
+        (
+            {"retrain": True, "layerwise": True, "plateau_patience": 2},
+            ("--schedule", "cosine"),
+            {"schedule": "cosine"},
+        ),
+        # and what does not, stays.
+        (RATIO_FILE, ("--filter-ratio", "25"), {"round_to": 2, "criterion": "l2"}),
+        (RATIO_FILE, ("--filterwise", "--filter-ratio", "25"), {"round_to": 2}),
+        (RATIO_FILE, ("--filterwise",), {"round_to": 2, "filter_ratio": [50]}),
+        (
+            SCHEDULE_FILE,
+            ("--global-sparsity", "70"),
+            {"mask_schedule": "polynomial", "end_step": 9, "criterion": "random"},
+        ),
+        (BUDGET_FILE, ("--budget", "sparsity=70"), {"allocation": "sensitivity"}),
+        (BUDGET_FILE, ("--filterwise",), {"budget": "sparsity=60", "sensitivity": "scan"}),
+        ({"criterion": "l1", "num_epochs": 3}, ("--filterwise", *NUMBERS), {"criterion": "l1"}),
+        ({"layerwise": True, "num_epochs": 3}, (), {"num_epochs": 3}),
+    ],
+)
+def test_what_a_flag_sets_aside_of_a_config(tmp_path, config, options, expected):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config))
+    args = parse(["w", "t", "v", "o", "--config", str(path), *options])
+    assert {name: getattr(args, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"layerwise": True, "allocation": "erk"}, "--allocation has no effect without --budget"),
+        ({"layerwise": True, "round_to": 2}, "--round-to has no effect without --filter-ratio"),
+        ({"layerwise": True, "end_step": 2}, "--end-step is for --mask-schedule"),
+    ],
+)
+def test_a_config_that_contradicts_itself(tmp_path, config, message):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(ParameterError, match=message):
+        parse(["w", "t", "v", "o", "--config", str(path)])
+
+
+def test_a_ratios_config_and_another_choice_run(place, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(RATIO_FILE))
+    given = ("--config", str(config))
+    run_dir, _ = pruned_by(place, tmp_path / "a", *given, *NUMBERS)
+    assert run_dir.parts[-4] == "reduced"
+    run_dir, _ = pruned_by(place, tmp_path / "b", *given, "--layerwise", "--sparsity", "50")
+    assert run_dir.parts[-4] == "pruning"
 
 
 # Students: fewer layers, other networks, smaller embeddings.
@@ -216,15 +312,16 @@ def test_sea_from_the_command_line(place, tmp_path):
 
 GRADUAL = (
     *("--retrain", "-lr", "1e-3", "-tbs", "4", "-tes", "3", "-e", "4", "--seed", "3"),
-    *("--run-name", "run", "--quiet", "--checkpoint-interval", "1", "--frequency", "2"),
+    *("--run-name", "run", "--quiet", "--checkpoint-interval", "1"),
 )
+EVERY_TWO = ("--frequency", "2")
 
 
 @pytest.mark.parametrize(
     ("options", "sparsities"),
     [
         (
-            ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial"),
+            ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial", *EVERY_TWO),
             # Of steps 0, 2, 4, 6; an epoch has three.
             [0.7, 0.98, 1, 1],
         ),
@@ -239,7 +336,22 @@ GRADUAL = (
             ),
             [1 / 3, 2 / 3, 1, 1],
         ),
-        (("--budget", "sparsity=60", "--mask-schedule", "rigl"), [1, 1, 1, 1]),
+        (("--budget", "sparsity=60", "--mask-schedule", "rigl", *EVERY_TWO), [1, 1, 1, 1]),
+        # What is drawn, or changes in training, ends there too.
+        (
+            (
+                *("--global-sparsity", "50", "--criterion", "random"),
+                *("--mask-schedule", "polynomial", *EVERY_TWO),
+            ),
+            [0.7, 0.98, 1, 1],
+        ),
+        (
+            (
+                *("--layerwise", "--sparsity", "60", "--criterion", "bn_gamma"),
+                *("--mask-schedule", "constant", "--begin-step", "4"),
+            ),
+            [0, 1, 1, 1],
+        ),
     ],
 )
 def test_masks_that_change(place, tmp_path, options, sparsities):
@@ -265,9 +377,9 @@ def test_masks_that_change(place, tmp_path, options, sparsities):
 
 def test_a_gradual_run_goes_on_in_the_middle(place, tmp_path, monkeypatch):
     options = ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial")
-    whole = place.line(tmp_path / "whole", *options, "--end-step", "7", *GRADUAL)
+    whole = place.line(tmp_path / "whole", *options, "--end-step", "7", *EVERY_TWO, *GRADUAL)
     assert prune(whole) == 0
-    line = place.line(tmp_path / "cut", *options, "--end-step", "7", *GRADUAL)
+    line = place.line(tmp_path / "cut", *options, "--end-step", "7", *EVERY_TWO, *GRADUAL)
 
     class Cut(GradualPruning):
         def _update(self, step):
@@ -285,6 +397,47 @@ def test_a_gradual_run_goes_on_in_the_middle(place, tmp_path, monkeypatch):
         assert_equal_weights(
             cut / f"model_{name}.h5", run_folder(tmp_path / "whole") / f"model_{name}.h5"
         )
+
+
+@pytest.mark.parametrize("kind", ["pca", "linear"])
+def test_a_gradual_run_with_a_reduction_begins_again(place, tmp_path, monkeypatch, kind):
+    """Stopped before its first epoch has ended, by when it has a map."""
+    options = (
+        *("--layerwise", "--sparsity", "50", "--criterion", "bn_gamma", "--reduction", kind),
+        *("--mask-schedule", "polynomial", "--end-step", "5", *EVERY_TWO, *GRADUAL),
+    )
+    assert prune(place.line(tmp_path / "whole", *options)) == 0
+    line = place.line(tmp_path / "cut", *options)
+
+    class Cut(GradualPruning):
+        def _update(self, step):
+            if step == 1:
+                raise KeyboardInterrupt
+            return super()._update(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(l3prune.schedules, "GradualPruning", Cut)
+        assert prune(line) == 130
+    cut, whole = run_folder(tmp_path / "cut"), run_folder(tmp_path / "whole")
+    assert prune([*line, "--continue-model-dir", str(cut)]) == 0
+    for name in ("latest", "best_valid_loss"):
+        assert_equal_weights(cut / f"model_{name}.h5", whole / f"model_{name}.h5")
+    maps = [np.load(folder / "reduction.npz") for folder in (cut, whole)]
+    for name in ("mean", "matrix"):
+        np.testing.assert_array_equal(maps[0][name], maps[1][name])
+
+
+def test_fresh_layers_are_alike_by_the_seed(place, tmp_path):
+    """A layer behind a gap that takes another number of channels, in a run that goes on."""
+    save_network(create_network("sea64", filters=[2, 3, 4, 2, 2, 2, 2, 2]), tmp_path / "net.h5")
+    line = words(tmp_path / "net.h5", place.train, place.valid, tmp_path)
+    line += ["--include_layers", *"10111111", *STUDENT, "-e", "1", "--seed", "4"]
+    assert prune(line) == 0
+    run_dir = run_folder(tmp_path, "reduced_kd")
+    assert prune([*line, "--continue-model-dir", str(run_dir), "-e", "2"]) == 0
+    other = line.index("4", line.index("--seed"))
+    line[other] = "5"
+    assert prune([*line, "--continue-model-dir", str(run_dir), "-e", "2"]) == 2
 
 
 def test_a_schedule_that_ends_after_the_run_leaves_no_folder(place, tmp_path, capsys):

@@ -11,10 +11,23 @@ import numpy as np
 import pytest
 import soundfile
 
+from l3prune.activations import DATA_CRITERIA
+from l3prune.arguments import FROM_DATA
+from l3prune.errors import ParameterError
 from l3prune.networks import create_network
+from l3prune.options import parse
 from l3prune.pruning import main as prune
+from l3prune.sensitivity import main as sensitivity
 from l3prune.weights import save_network
-from tests.commands import RETRAIN, SPARSITY, process, refuse, words, write_shard
+from tests.commands import (
+    RETRAIN,
+    SPARSITY,
+    process,
+    refuse,
+    run_folder,
+    words,
+    write_shard,
+)
 from tests.conftest import make_sounds, make_tiny
 
 GRADUAL_ONE = ("--layerwise", "--sparsity", "50", "--retrain", "-e", "2", "--mask-schedule")
@@ -56,7 +69,7 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--filterwise", "--filter-ratio", "5", "--num_filters", "2"), "not both"),
         (("--filterwise", "--filter-ratio", "50", "--criterion", "magnitude"), "cannot rank whol"),
         (("--filterwise", "--filter-ratio", "50", "--round-to", "0"), "round_to=0 is not"),
-        (("--filterwise", "-filters", *["2"] * 8, "--round-to", "2"), "round_to is for ratios"),
+        (("--filterwise", "-filters", *["2"] * 8, "--round-to", "2"), "without --filter-ratio or"),
         (("--layerwise", "--num_filters", *["8"] * 8), "--num_filters is for --filterwise"),
         (("--filter-ratio", "50"), "--filter-ratio is for --filterwise"),
         (("--pattern", "2-4"), "pattern '2-4' is not N:M, such as 2:4"),
@@ -65,6 +78,8 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--pattern", "2:4", "--blocks", "2x2"), "--blocks goes with --layerwise --sparsity"),
         (("--budget", "watts<=3"), "budget of 'watts' is unknown"),
         (("--budget", "bytes<=10"), "cannot be met"),
+        (("--budget", "macs<=1e99999999999999999999"), "unit 'e99999999999999999999' is unknown"),
+        (("--budget", "sparsity=1e-99999999999999999999"), "is not understood; write macs<=1G"),
         (("--budget", "sparsity=50", "--allocation", "fair"), "allocation='fair' is unknown"),
         (("--budget", "sparsity=50", "--pattern", "2:4"), "not both"),
         (("--include_layers", "1", "1"), "give 8 zeros and ones, not all of them zero"),
@@ -83,7 +98,7 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--pattern", "2:4", "--mask-schedule", "rigl", "--retrain"), "not for --pattern"),
         (("--student", "sea64", "--mask-schedule", "rigl", "--retrain"), "needs a sparsity to co"),
         ((*GRADUAL_ONE, "rigl", "--begin-step", "3"), "begin_step is not for the mask schedule"),
-        ((*GRADUAL_ONE, "constant", "--frequency", "0"), "frequency=0 is not a whole number"),
+        ((*GRADUAL_ONE, "polynomial", "--frequency", "0"), "frequency=0 is not a whole number"),
         ((*GRADUAL_ONE, "polynomial", "--initial-sparsity", "60"), "initial_sparsity=0.6 is above"),
         ((*GRADUAL_ONE, "rigl", "--rigl-alpha", "2"), "alpha=2.0 is not a number in (0, 1]"),
         ((*GRADUAL_ONE, "rigl", "--blocks", "2x2"), "RigL moves single weights"),
@@ -92,13 +107,19 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--budget", "sparsity=5", *BY_SCAN, "EMPTY"), "has no sensitivity.json"),
         (("--layerwise", "--test-model"), "--test-model is not available yet"),
         (("--layerwise", "--retrain", "--num-epochs", "0"), "epochs=0 is not a whole number"),
-        (("--layerwise", "--learning-rate", "0"), "learning_rate=0.0 is not a positive"),
-        (("--layerwise", "--learning-rate", "nan"), "learning_rate=nan is not a positive"),
-        (("--layerwise", "--min-delta", "nan"), "min_delta=nan"),
-        (("--layerwise", "--schedule", "step"), "schedule='step'; allowed"),
-        (("--layerwise", "--batch-norm", "x"), "batch_norm='x'; allowed"),
-        (("--layerwise", "--seed", "-1"), "seed=-1"),
-        (("--layerwise", "--seed", str(2**40)), "seed"),
+        (
+            ("--layerwise", "--retrain", "--learning-rate", "0"),
+            "learning_rate=0.0 is not a positive",
+        ),
+        (
+            ("--layerwise", "--retrain", "--learning-rate", "nan"),
+            "learning_rate=nan is not a positive",
+        ),
+        (("--layerwise", "--retrain", "--min-delta", "nan"), "min_delta=nan"),
+        (("--layerwise", "--retrain", "--schedule", "step"), "schedule='step'; allowed"),
+        (("--layerwise", "--retrain", "--batch-norm", "x"), "batch_norm='x'; allowed"),
+        (("--layerwise", "--retrain", "--seed", "-1"), "seed=-1"),
+        (("--layerwise", "--retrain", "--seed", str(2**40)), "seed"),
         (("--layerwise", "--retrain", "-tbs", "0"), "--train-batch-size 0 is not a whole"),
         (("--layerwise", "--retrain", "-vbs", "-1"), "--validation-batch-size -1 is not"),
         (("--layerwise", "--retrain", "-tes", "0"), "--train-epoch-size 0 is not a whole"),
@@ -111,8 +132,8 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--layerwise", "--cache-dir", "TEXT/cache"), "cannot make the folder"),
         (("--layerwise", "--config", "/nowhere/c.json"), "cannot read /nowhere/c.json"),
         (("--layerwise", "--continue-model-dir", "EMPTY"), "give --retrain too"),
-        (("--layerwise", "--retrain", "-cmd", "EMPTY"), "has no history.csv"),
-        (("--layerwise", "--retrain", "-cmd", "/nowhere/run"), "has no history.csv"),
+        (("--layerwise", "--retrain", "-cmd", "EMPTY"), "has no model_pruned.h5"),
+        (("--layerwise", "--retrain", "-cmd", "/nowhere/run"), "has no model_pruned"),
     ],
 )
 def test_prune_bad_arguments(place, tmp_path, capsys, options, message):
@@ -124,6 +145,145 @@ def test_prune_bad_arguments(place, tmp_path, capsys, options, message):
     ]
     line = place.line(tmp_path / "out" / "deep", *options, cache=False)
     refuse(capsys, line, message, tmp_path)
+
+
+LAYERWISE = ("--layerwise", "--sparsity", "90")
+RATIO = ("--filterwise", "--filter-ratio", "50")
+COUNTS = ("--filterwise", "--num_filters", *["2"] * 8)
+SEA = ("--student", "sea64")
+DATA_CRITERION = "--criterion mean_activation, apoz, taylor"
+
+#: Options, what they are given with, and what they would need.
+WITHOUT_EFFECT = [
+    (("--allocation", "erk"), LAYERWISE, "--budget"),
+    (("--allocation", "erk"), ("--filterwise", "--global-filter-ratio", "50"), "--budget"),
+    (("--allocation", "erk"), ("--pattern", "2:4"), "--budget"),
+    (("--allocation", "erk"), SEA, "--budget"),
+    (("--criterion", "l1"), ("--include_layers", *"11101111"), "a choice of what is pruned"),
+    (("--criterion", "l1"), ("--from-conv-layer", "7"), "a choice of what is pruned"),
+    (("--criterion", "random"), SEA, "a choice of what is pruned"),
+    (("--round-to", "2"), SEA, "--filter-ratio or --global-filter-ratio"),
+    (("--round-to", "2"), LAYERWISE, "--filter-ratio or --global-filter-ratio"),
+    (("--round-to", "2"), COUNTS, "--filter-ratio or --global-filter-ratio"),
+    (("--round-to", "2"), ("--filterwise", "--budget", "filters=50%"), "--filter-ratio or --glo"),
+    (("--criterion-windows", "8"), RATIO, DATA_CRITERION),
+    (("--criterion-windows", "8"), (*RATIO, "--criterion", "l1"), DATA_CRITERION),
+    (("--plateau-patience", "2"), (*LAYERWISE, "--retrain", "--schedule", "cosine"), "--schedule"),
+    (("--plateau-factor", ".5"), (*LAYERWISE, "--retrain", "--schedule", "cosine"), "--schedule"),
+    (("--plateau-factor", ".5"), (*SEA, "--retrain", "--schedule", "cosine"), "--schedule"),
+]
+
+#: Options of retraining, which EdgeL3's job lines give whether they retrain or not.
+IDLE = [
+    *(("--num-epochs", "2"), ("--learning-rate", "1e-3"), ("--train-epoch-size", "4")),
+    *(("--validation-epoch-size", "4"), ("--train-batch-size", "4"), ("-vbs", "8")),
+    *(("--checkpoint-interval", "2"), ("--early-stopping-patience", "2"), ("--seed", "3")),
+    *(("--min-delta", "0"), ("--schedule", "cosine"), ("--batch-norm", "freeze")),
+    *(("--plateau-patience", "2"), ("--plateau-factor", "0.5")),
+]
+
+#: The same, with words of their own.
+REFUSED = [
+    (("--reduction", "pca"), LAYERWISE, "--reduction is of the distillation: give --retrain too"),
+    (("--continue-model-dir", "x"), LAYERWISE, "goes on with retraining: give --retrain too"),
+    (("--sensitivity", "x"), (*LAYERWISE, "--retrain"), "--sensitivity is for --budget with"),
+    (("--blocks", "2x2"), RATIO, "--blocks goes with --layerwise --sparsity"),
+    (("--blocks", "2x2"), ("--global-sparsity", "50"), "--blocks goes with --layerwise"),
+    (("--blocks", "2x2"), ("--budget", "sparsity=50"), "--blocks goes with --layerwise"),
+    *(
+        (option, (*LAYERWISE, "--retrain"), f"{option[0]} is for --mask-schedule: give one of")
+        for option in (
+            *(("--frequency", "5"), ("--begin-step", "0"), ("--end-step", "9"), ("--ramp",)),
+            *(("--initial-sparsity", "0"), ("--epochs-per-layer", "1"), ("--rigl-alpha", "0.1")),
+        )
+    ),
+    *(
+        (("--mask-schedule", "constant"), (*choice, "--retrain"), message)
+        for choice, message in (
+            (RATIO, "not for --filterwise"),
+            (("--pattern", "2:4"), "not for --pattern"),
+            (SEA, "needs a sparsity to come to"),
+        )
+    ),
+    (("--mask-schedule", "constant"), LAYERWISE, "--mask-schedule changes masks in retraining"),
+]
+
+
+@pytest.mark.parametrize(("option", "choice", "needed"), WITHOUT_EFFECT)
+def test_options_without_effect_are_refused(option, choice, needed):
+    line = ["w.h5", "train", "valid", "out", *choice, *option]
+    with pytest.raises(ParameterError, match="has no effect without") as found:
+        parse(line)
+    assert f"has no effect without {needed}" in str(found.value)
+    assert parse(line[: -len(option)])
+
+
+@pytest.mark.parametrize("option", IDLE)
+def test_retraining_settings_without_retraining_are_warned_of(option, capsys):
+    line = ["w.h5", "train", "valid", "out", *LAYERWISE, *option]
+    parse(line)
+    shown = "--validation-batch-size" if option[0] == "-vbs" else option[0]
+    if shown == "--seed":
+        shown = "--random-state"
+    assert capsys.readouterr().err == (f"warning: {shown} without effect; --retrain is not given\n")
+    parse([*line, "--retrain"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("option", "choice", "message"), REFUSED)
+def test_options_of_another_mode_are_refused(option, choice, message):
+    line = ["w.h5", "train", "valid", "out", *choice]
+    with pytest.raises(ParameterError) as found:
+        parse([*line, *option])
+    assert message in str(found.value)
+    assert parse(line)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--budget", "sparsity=50", "--allocation", "erk"),
+        (*RATIO, "--round-to", "2", "--criterion", "apoz", "--criterion-windows", "8"),
+        (*RATIO, "--criterion", "taylor", "--validation-batch-size", "8"),
+        ("--filterwise", "--global-filter-ratio", "50", "--round-to", "2"),
+        (*SEA, "--seed", "3"),
+        ("--include_layers", *"11101111", "--seed", "3", *LAYERWISE, "--criterion", "random"),
+        (*LAYERWISE, "--retrain", "--seed", "3", "--plateau-patience", "2", "-e", "2"),
+        # What an option does without being given is no contradiction.
+        (*LAYERWISE, "--allocation", "uniform", "--round-to", "1", "--num-epochs", "300"),
+    ],
+)
+def test_options_with_effect_are_taken(options):
+    assert parse(["w.h5", "train", "valid", "out", *options])
+
+
+def test_the_criteria_from_data_are_known():
+    assert sorted(FROM_DATA) == sorted(DATA_CRITERIA)
+
+
+def test_a_huge_batch_is_refused_before_training(place, tmp_path, capsys):
+    message = f"--train-batch-size 13 is more than the 12 windows in {place.train}; give at most"
+    line = place.line(tmp_path / "out", *LAYERWISE, "--retrain", "-e", "1", "--quiet")
+    refuse(capsys, [*line, "-tbs", "13"], message, tmp_path)
+    # A last batch of fewer windows is as good in validation.
+    more = ("-tbs", "12", "-vbs", "1000000", "--run-name", "run")
+    assert prune([*line, *more]) == 0
+    small = ("-tbs", "12", "-vbs", "5", "--run-name", "small")
+    assert prune([*line, *small]) == 0
+    losses = [
+        json.loads((run_folder(tmp_path / "out", name=name) / "report.json").read_text())
+        for name in ("run", "small")
+    ]
+    assert losses[0]["retrained"] == pytest.approx(losses[1]["retrained"], rel=1e-4)
+
+
+@pytest.mark.parametrize("budget", ["macs<=1e99999999999999999999", "sparsity=1e-9999999999999999"])
+def test_a_scan_refuses_numbers_beyond_all(place, tmp_path, capsys, budget):
+    line = words(place.net, place.valid, tmp_path / "scan", "--budget", budget)
+    assert sensitivity(line) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: budget ")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def test_polynomial_ends_at_half_of_the_training():
 
 
 def test_one_threshold_has_one_schedule():
-    schedule = MaskSchedule("constant", begin_step=7, frequency=3)
+    schedule = MaskSchedule("constant", begin_step=7)
     student, update = begin(make_tiny(), Wish(overall=0.6), schedule, 10, 3)
     assert ends(update) == {"all": (7, -1, pytest.approx(0.6))}
     assert len(graph.masks(student)) == 8
@@ -101,7 +101,7 @@ def test_blocks_stay_whole_through_a_schedule():
         ({"overall": 0.5}, {"kind": "layer-by-layer"}, "not one threshold for all"),
         ({"amount": 0.0}, {"kind": "constant"}, "nothing to prune"),
         ({"amount": 0.0}, {"kind": "layer-by-layer"}, "nothing to prune"),
-        ({"amount": 0.5}, {"kind": "constant", "frequency": 0}, "frequency=0 is not a whole"),
+        ({"amount": 0.5}, {"kind": "rigl", "frequency": 0}, "frequency=0 is not a whole"),
         ({"amount": 0.5}, {"kind": "polynomial", "end_step": 0}, "end_step=0 is not a whole"),
     ],
 )
@@ -117,8 +117,29 @@ def test_what_does_not_go_together(wish, schedule, message):
         ({"kind": "constant", "end_step": 0}, "end_step is not for the mask schedule constant"),
         ({"kind": "rigl", "ramp": True}, "ramp is not for the mask schedule rigl"),
         ({"kind": "polynomial", "alpha": 0.3}, "it takes frequency, begin_step, end_step, init"),
+        # Once gone, all is gone: these have no changes to be between.
+        ({"kind": "constant", "frequency": 5}, "frequency is not for the mask schedule constant"),
+        ({"kind": "layer-by-layer", "frequency": 5}, "it takes epochs_per_layer, ramp"),
     ],
 )
 def test_settings_of_another_kind(settings, message):
     with pytest.raises(ParameterError, match=message):
         MaskSchedule(**settings)
+
+
+def test_a_ramp_has_a_frequency():
+    _, update = begin(
+        make_tiny(),
+        Wish(amount=LIST),
+        MaskSchedule("layer-by-layer", ramp=True, frequency=7),
+        10,
+        24,
+    )
+    assert {schedule.frequency for schedule in update.schedules.values()} == {7}
+
+
+def test_the_criterion_scores_and_the_rule_ranks():
+    wish = Wish(amount=0.5, block="2x2", criterion="random")
+    _, update = begin(make_tiny(), wish, MaskSchedule("polynomial"), 10, 4)
+    assert update.criterion == "random"
+    assert update.plan.keywords == {"block": (2, 2), "criterion": "magnitude"}
