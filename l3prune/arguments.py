@@ -149,7 +149,8 @@ def _budget_and_criterion(group: argparse._ArgumentGroup) -> None:
     add(
         "--budget",
         metavar="TEXT",
-        help='"sparsity=95.45", "filters=50%%", "macs<=1G", "bytes<=450k", shared among the layers',
+        help='"sparsity=95.45", "filters=50%%", "macs<=1G", "bytes<=450k" or "ms<=20" (measured on '
+        "this machine), shared among the layers",
     )
     add(
         "--allocation",

@@ -30,8 +30,11 @@ from l3prune.errors import ParameterError
 from l3prune.filterwise import coupled, filters_kept
 from l3prune.plan import check_fraction
 
-#: What a budget can limit -> how it is compared.
-RELATIONS = {"sparsity": "=", "filters": "=", "macs": "<=", "bytes": "<="}
+#: What a budget can limit -> how it is compared. Milliseconds are not counted here: see `speed`.
+RELATIONS = {"sparsity": "=", "filters": "=", "macs": "<=", "bytes": "<=", "ms": "<="}
+
+#: What `measure` counts.
+COUNTED = ("sparsity", "filters", "macs", "bytes")
 
 MODES = ("layerwise", "filterwise")
 
@@ -40,7 +43,9 @@ _SYNTAX = re.compile(
     # An exponent of more digits is beyond the numbers that Decimal takes.
     r"\s*(\w+)\s*(<=|>=|==|=|<|>)\s*(\d+\.?\d*(?:e[+-]?\d{1,3}(?!\d))?|\.\d+)\s*(\w*|%)\s*"
 )
-_EXAMPLES = "macs<=1G, bytes<=450k, sparsity=95.45 (percent) or filters=0.5 (fraction removed)"
+_EXAMPLES = (
+    "macs<=1G, bytes<=450k, ms<=20, sparsity=95.45 (percent) or filters=0.5 (fraction removed)"
+)
 
 #: How near a budget is met: of all weights or filters, and of the MACs or bytes.
 _TOLERANCE = {"sparsity": 1e-3, "filters": 1e-3, "macs": 1e-2, "bytes": 1e-2}
@@ -222,7 +227,7 @@ def measure(
     [0.5, 315, 200]
     """
     check_choice("mode", mode, MODES)
-    check_choice("kind", kind, RELATIONS)
+    check_choice("kind", kind, COUNTED)
     left = left_of(kind, costs, stay, mode, size)
     return 1 - left / total_of(kind, costs) if kind in ("sparsity", "filters") else left
 
@@ -337,6 +342,8 @@ def meet(
     """
     pruned = to_prune(costs)
     check_choice("mode", mode, MODES)
+    if budget.kind not in COUNTED:
+        raise ParameterError(f"{budget} is measured, not counted: see speed.meet_milliseconds")
     if mode == "layerwise" and (groups or budget.kind == "filters"):
         raise ParameterError("filters and their groups are removed filterwise; mode is layerwise")
     by_filter = mode == "filterwise"

@@ -166,6 +166,7 @@ def plot_history(history: list[dict[str, float]], path: str | os.PathLike[str]) 
     Examples
     --------
     >>> import tempfile
+    >>> from pathlib import Path
     >>> path = Path(tempfile.mkdtemp()) / "history.png"
     >>> plot_history([{"epoch": 1, "mse": 2.0, "val_mse": 3.0}], path)
     >>> path.stat().st_size > 0

@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from l3prune.budget import Outcome
     from l3prune.pruner import Wish
     from l3prune.schedules import MaskSchedule
+    from l3prune.speed import Measured
     from l3prune.training import Recipe
     from l3prune.windows import WindowSource
 
@@ -60,6 +61,30 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         round_to=args.round_to,
         criterion=args.criterion,
     )
+
+
+def _measured(
+    args: argparse.Namespace, network: keras.Model, wish: Wish | None
+) -> tuple[Wish | None, Measured | None]:
+    """The wish with a budget of milliseconds as one of MACs, and how it was found.
+
+    A run that is continued has the MACs of its beginning: measured anew they would differ.
+    """
+    from l3prune.budget import parse_budget
+    from l3prune.speed import Measured, meet_milliseconds
+
+    if wish is None or wish.budget is None or parse_budget(wish.budget).kind != "ms":
+        return wish, None
+    if args.continue_model_dir is not None:
+        record = Path(args.continue_model_dir) / CONFIG
+        before = read_json(record) if record.is_file() else {}
+        if not isinstance(before, dict) or not isinstance(before.get("measured"), dict):
+            raise ParameterError(f"{record} has no measured budget to continue with")
+        measured = Measured(**before["measured"])
+    else:
+        measured = meet_milliseconds(network, wish, quiet=args.quiet)
+        print(f"--budget {wish.budget}: {measured}")
+    return replace(wish, budget=measured.budget), measured
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -134,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The data are sound, whatever the network in the file was trained on.
     teacher = models.load(args.weight_path, model_type, input="waveform")
     whole = _student(args, teacher)
-    wish = _wish(args, whole)
+    wish, measured = _measured(args, whole, _wish(args, whole))
     pruned, plan, update, found = whole, PruningPlan({}), None, None
     # What is wrong with the wish shows before audio is decoded, which may take long.
     late = wish is not None and wish.needs_data
@@ -178,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             update.epochs(steps, recipe.epochs)  # refuses a schedule that ends after the run
     if not continued:
         save_network(pruned, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
-    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv, found)
+    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv, found, measured)
     if found is not None and found.note:
         print(f"note: --budget {found.budget}: {found.note}", file=sys.stderr)
 
@@ -386,7 +411,11 @@ def _check_continued(run_dir: Path, pruned: keras.Model) -> None:
 
 
 def _write_config(
-    run_dir: Path, args: argparse.Namespace, argv: Sequence[str], found: Outcome | None
+    run_dir: Path,
+    args: argparse.Namespace,
+    argv: Sequence[str],
+    found: Outcome | None,
+    measured: Measured | None,
 ) -> None:
     """Write what the run was told, and how near its budget it came; when it is continued otherwise,
     keep what it was told before."""
@@ -400,6 +429,8 @@ def _write_config(
     }
     if found is not None:
         config["budget"] = asdict(found)
+    if measured is not None:
+        config["measured"] = asdict(measured)
     if (run_dir / CONFIG).is_file():
         before = read_json(run_dir / CONFIG)
         if before.get("arguments") == arguments:

@@ -55,6 +55,10 @@ def load_tensorflow() -> None:
     level = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # errors only, from here on
     if level in ("0", "1") or "tensorflow" in sys.modules:
         return
+    try:
+        os.fstat(2)
+    except OSError:  # a process without stderr
+        return
     with hushed():
         import tensorflow as tf
         import tf_keras

@@ -23,7 +23,7 @@ from l3prune.allocation import (
     share_out,
     total_of,
 )
-from l3prune.budget import MODES, RELATIONS, Budget, kept, measure, meet, outcome
+from l3prune.budget import COUNTED, MODES, Budget, kept, measure, meet, outcome
 from l3prune.checks import is_integer
 from l3prune.complexity import layer_costs
 from l3prune.curves import UNPRUNED, Row, fraction, read_rows, tidy, write_rows
@@ -377,7 +377,7 @@ def allocate(
         numbers = [float(f"{100 * amounts[layer]:.10g}") for layer in candidates.layers]
         options = f"--layerwise --sparsity {' '.join(f'{each:.10g}' for each in numbers)}"
     stay = candidates.stay(numbers)
-    kinds = [kind for kind in RELATIONS if kind != "filters" or candidates.mode == "filterwise"]
+    kinds = [kind for kind in COUNTED if kind != "filters" or candidates.mode == "filterwise"]
     predicted = {kind: measure(kind, candidates.costs, stay, candidates.mode) for kind in kinds}
     result = outcome(budget, predicted[budget.kind], candidates.costs)
     return {

@@ -137,6 +137,11 @@ def _check(args: argparse.Namespace) -> list[Budget]:
         raise ParameterError(f"--batch-size {args.batch_size} is not a positive number")
     budgets = [parse_budget(text) for text in args.budget]
     for budget in budgets:
+        if budget.kind == "ms":
+            raise ParameterError(
+                f"--budget {budget} is met by measuring pruned networks: give it to "
+                "python -m l3prune.pruning, here one of macs"
+            )
         if budget.kind == "filters" and args.mode == "layerwise":
             raise ParameterError(f"--budget {budget} is of filters: give --mode filterwise")
     if args.lists_only and not budgets:

@@ -31,7 +31,7 @@ LEVELS = [
     {"surgery", "layouts", "complexity", "activations"},
     {"weights", "gradual", "scan", "timing"},
     {"training", "models", "pruner", "rigl", "sizes"},
-    {"reduction", "schedules", "engines"},
+    {"reduction", "schedules", "engines", "speed"},
     {"distillation"},
     {"evaluation", "embedding"},
     {"images", "edgel3", "comparison"},
