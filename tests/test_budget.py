@@ -95,7 +95,7 @@ def test_budgets_as_text(text, kind, value):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "budget '' is not understood; write macs<=1G, bytes<=450k, sparsity=95.45"),
+        ("", "budget '' is not understood; write macs<=1G, bytes<=450k, ms<=20, sparsity=95.45"),
         ("macs", "budget 'macs' is not understood"),
         ("macs<=many", "budget 'macs<=many' is not understood"),
         ("macs<=-1G", "budget 'macs<=-1G' is not understood"),

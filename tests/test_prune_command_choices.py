@@ -281,6 +281,7 @@ def test_a_smaller_embedding_is_distilled(place, tmp_path, capsys, kind):
         assert "reduction" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sea_from_the_command_line(place, tmp_path):
     """A fresh student at 8 kHz learns a wider teacher's components at 48 kHz."""
     teacher = create_network("mel128", filters=[1] * 7 + [70])
@@ -375,6 +376,7 @@ def test_masks_that_change(place, tmp_path, options, sparsities):
         assert any((masks[name] != begun[name]).any() for name in masks)
 
 
+@pytest.mark.slow
 def test_a_gradual_run_goes_on_in_the_middle(place, tmp_path, monkeypatch):
     options = ("--layerwise", "--sparsity", *SPARSITY, "--mask-schedule", "polynomial")
     whole = place.line(tmp_path / "whole", *options, "--end-step", "7", *EVERY_TWO, *GRADUAL)
@@ -399,6 +401,7 @@ def test_a_gradual_run_goes_on_in_the_middle(place, tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pca", "linear"])
 def test_a_gradual_run_with_a_reduction_begins_again(place, tmp_path, monkeypatch, kind):
     """Stopped before its first epoch has ended, by when it has a map."""
