@@ -174,7 +174,7 @@ def choose_engine(model: Model, engine: str = "auto") -> Engine:
         "dense" is TensorFlow, "sparse" is `l3prune.sparse`, whose embeddings are the same to 1e-5
         of their size. "auto" takes "sparse" for a packed file, and for a network that the sparse
         engine knows if at most 25 % of its multiply-accumulates have a weight that is not zero:
-        up to there it is the faster one (docs/engines.md). It is compiled once on a machine, which
+        up to there it is the faster one (docs/sparse.md). It is compiled once on a machine, which
         takes some seconds.
 
     Returns
