@@ -20,6 +20,7 @@ from l3prune.embedding import L3PruneWarning, get_output_path
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import is_file
 from l3prune.networks import l3
+from l3prune.sparse import SparseModel
 
 __all__ = [
     "OpenL3Error",
@@ -288,7 +289,8 @@ def _arguments(
     }
     if model is not None:
         model = engines.load_model(model)
-        engines.choose_engine(model)  # refuses networks of images
+        if not isinstance(model, SparseModel):
+            l3.front_end(model)  # refuses networks of images
         # A network has its own representation, which the librosa front end asks for without one.
         weights["input_repr"] = input_repr or "mel256"
     models.select(**weights)

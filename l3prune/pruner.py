@@ -242,13 +242,25 @@ def outcome(network: keras.Model, pruned: keras.Model, wish: Wish) -> budgets.Ou
         return None
     budget = budgets.parse_budget(wish.budget)
     costs = complexity.layer_costs(network)
-    if wish.filterwise:
-        stay = {name: layer.filters for name, layer in graph.convolutions(pruned).items()}
-    else:
-        kernels = graph.conv_weights(pruned)
-        stay = {name: int(np.count_nonzero(each.kernel)) for name, each in kernels.items()}
     mode = "filterwise" if wish.filterwise else "layerwise"
+    stay = what_stays(pruned, wish.filterwise)
     return budgets.outcome(budget, budgets.measure(budget.kind, costs, stay, mode), costs)
+
+
+def what_stays(network: keras.Model, filterwise: bool) -> dict[str, int]:
+    """The filters of each convolution, or its weights that are not zero, as budgets count them.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64")
+    >>> what_stays(network, filterwise=True)["conv_1"]
+    32
+    """
+    weights = graph.conv_weights(network)
+    if filterwise:
+        return {name: each.kernel.shape[-1] for name, each in weights.items()}
+    return {name: int(np.count_nonzero(each.kernel)) for name, each in weights.items()}
 
 
 def make_plan(network: keras.Model, wish: Wish, batches: Batches | None = None) -> PruningPlan:

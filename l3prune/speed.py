@@ -10,11 +10,10 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from l3prune import budget as budgets
-from l3prune import graph
 from l3prune.checks import check_whole
 from l3prune.complexity import layer_costs
 from l3prune.errors import ParameterError
-from l3prune.pruner import Wish, prune
+from l3prune.pruner import Wish, prune, what_stays
 from l3prune.sparse import SparseModel
 from l3prune.timing import latency
 
@@ -111,10 +110,7 @@ def meet_milliseconds(
     # (MACs, milliseconds) of what is too slow, and of what is fast enough.
     costs = layer_costs(network)
     mode = "filterwise" if wish.filterwise else "layerwise"
-    whole = {
-        name: layer.filters if wish.filterwise else int(np.count_nonzero(layer.kernel))
-        for name, layer in graph.convolutions(network).items()
-    }
+    whole = what_stays(network, wish.filterwise)
     with bar:
         slow = (budgets.measure("macs", costs, whole, mode), time_of(network))
         if slow[1] <= budget.value:
