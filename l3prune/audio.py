@@ -6,6 +6,7 @@ import contextlib
 import functools
 import numbers
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,13 +130,17 @@ class FrontEnd:
         return np.sqrt(bands @ (bins.real**2 + bins.imag**2).T)
 
 
+_WARNING_FILTERS = threading.Lock()
+
+
 @functools.cache
 def _mel_matrix(sample_rate: int, n_dft: int, n_mels: int, htk: bool) -> np.ndarray:
     import warnings
 
     import librosa
 
-    with warnings.catch_warnings():
+    # The list of filters is the process's: threads that leave at different times would undo it.
+    with _WARNING_FILTERS, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Empty filters detected")
         matrix = librosa.filters.mel(
             sr=sample_rate, n_fft=n_dft, n_mels=n_mels, htk=htk, norm="slaney", dtype=np.float64
