@@ -18,6 +18,7 @@ FULL = [
     "h5py>=3.8",  # weight files, read without running what they hold
     "matplotlib>=3.7",  # figures of reports
     "pillow>=9.1",  # image files
+    "av>=17",  # PyAV: decodes and encodes videos without an ffmpeg program
     "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
 ]
 

@@ -49,8 +49,9 @@ def add_settings(parser: argparse.ArgumentParser, epochs: int = 8) -> None:
 def write_results(folder: str, results: dict, table: str, plot: Callable[[], Figure]) -> None:
     """Write results.json, table.md and plot.png; print the table."""
     # Where the files lie on this machine is nobody's business.
+    folders = ("data", "model", "work", "results")
     names = {
-        name: Path(results["settings"][name]).name for name in ("data", "model", "work", "results")
+        name: Path(value).name for name, value in results["settings"].items() if name in folders
     }
     path = make_folder(folder)
     write_json(path / "results.json", {**results, "settings": {**results["settings"], **names}})
@@ -146,8 +147,8 @@ class Study:
         trained only once."""
         from classifier.train import split_folds
         from l3prune import graph
+        from l3prune.checkpoints import LATEST
         from l3prune.distillation import distill
-        from l3prune.training import LATEST
         from l3prune.weights import load_network, save_network
 
         folder = self.work / "distilled" / state / f"fold{fold}"

@@ -52,11 +52,12 @@ def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
     _budget_and_criterion(pruning)
     _retraining(group("retraining"))
     _changing_masks(group("masks that change in retraining; steps are batches"))
-    _running(group("running"))
-    _without_effect(group("accepted from EdgeL3's job lines, without effect"))
-    # Refused with a reason, see `options.NOT_YET`.
-    for flags in (("-finetune", "--finetune"), ("-tst", "--test-model")):
-        parser.add_argument(*flags, action="store_true", help=argparse.SUPPRESS)
+    running = group("running")
+    running_options(running)
+    running.add_argument(
+        "--cache-dir", help="decoded audio and teacher embeddings; default: OUTPUT_DIR/cache"
+    )
+    options_without_effect(group("accepted from EdgeL3's job lines, without effect"))
     return parser
 
 
@@ -185,8 +186,45 @@ def _budget_and_criterion(group: argparse._ArgumentGroup) -> None:
 def _retraining(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add("-ret", "--retrain", action="store_true", help="distil from the unpruned network")
-    add("-e", "--num-epochs", type=int, default=300, help="at most (%(default)s)")
-    add("-lr", "--learning-rate", type=float, default=1e-5, help="Adam's (%(default)s)")
+    add(
+        "-finetune",
+        "--finetune",
+        action="store_true",
+        help="with --retrain: instead, train an audio-visual network on AVC shards, its image half "
+        "frozen",
+    )
+    add(
+        "-tst",
+        "--test-model",
+        action="store_true",
+        help="report the accuracy of the audio-visual network in WEIGHT_PATH before and after",
+    )
+    training_options(group, epochs=300, learning_rate=1e-5, seed=20180216)
+    add(
+        "--reduction",
+        help="the student's embedding is smaller or hears another front end: pca (its target is "
+        "the teacher's first principal components) or linear (a map learned along)",
+    )
+    add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
+
+
+def training_options(
+    group: argparse._ArgumentGroup, *, epochs: int, learning_rate: float, seed: int
+) -> None:
+    """Add the options of a training recipe, with these defaults.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> training_options(
+    ...     parser.add_argument_group("training"), epochs=9, learning_rate=1e-3, seed=0
+    ... )
+    >>> parser.parse_args(["-tbs", "8"]).train_batch_size
+    8
+    """
+    add = group.add_argument
+    add("-e", "--num-epochs", type=int, default=epochs, help="at most (%(default)s)")
+    add("-lr", "--learning-rate", type=float, default=learning_rate, help="Adam's (%(default)s)")
     add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
     add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
     add("-tbs", "--train-batch-size", type=int, default=64, help="windows (%(default)s)")
@@ -200,6 +238,12 @@ def _retraining(group: argparse._ArgumentGroup) -> None:
     )
     add("--early-stopping-patience", type=int, default=10, help="epochs (%(default)s)")
     add("--min-delta", type=float, default=1e-4, help="of early stopping (%(default)s)")
+    add(
+        "--checkpoint-minutes",
+        type=float,
+        default=10,
+        help="between checkpoints within an epoch, 0 for none (%(default)s)",
+    )
     add("--schedule", default="plateau", help="learning rate: plateau or cosine (%(default)s)")
     add("--plateau-patience", type=int, default=5, help="epochs (%(default)s)")
     add("--plateau-factor", type=float, default=0.1, help="(%(default)s)")
@@ -208,13 +252,7 @@ def _retraining(group: argparse._ArgumentGroup) -> None:
         default="train",
         help="train; or freeze, which needs fewer steps (%(default)s)",
     )
-    add(
-        "--reduction",
-        help="the student's embedding is smaller or hears another front end: pca (its target is "
-        "the teacher's first principal components) or linear (a map learned along)",
-    )
-    add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
-    add("-r", "--random-state", "--seed", type=int, default=20180216, help="(%(default)s)")
+    add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
 
 
 def _changing_masks(group: argparse._ArgumentGroup) -> None:
@@ -254,15 +292,32 @@ def _changing_masks(group: argparse._ArgumentGroup) -> None:
     add("--rigl-alpha", type=float, metavar="FRACTION", help="rigl: what moves at first (0.3)")
 
 
-def _running(group: argparse._ArgumentGroup) -> None:
+def running_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of how a run is carried out.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> running_options(parser.add_argument_group("running"))
+    >>> parser.parse_args(["--run-name", "first"]).run_name
+    'first'
+    """
     add = group.add_argument
     add("-cmd", "--continue-model-dir", metavar="DIR", help="go on with the run in this folder")
     add("--run-name", help="last part of the run's folder; default: the time")
-    add("--cache-dir", help="decoded audio and teacher embeddings; default: OUTPUT_DIR/cache")
     add("--quiet", action="store_true", help="no progress; only the report and warnings")
 
 
-def _without_effect(group: argparse._ArgumentGroup) -> None:
+def options_without_effect(group: argparse._ArgumentGroup) -> None:
+    """Add the options of L3-Net's and EdgeL3's job lines that have no counterpart.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> options_without_effect(parser.add_argument_group("accepted"))
+    >>> parser.parse_args(["--gpus", "4", "--verbose"]).gpus
+    '4'
+    """
     add = group.add_argument
     for flags in (
         ("-gsid", "--gsheet-id"),

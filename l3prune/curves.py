@@ -45,7 +45,8 @@ class Row:
     relative_mse : float
         The same over the variance of the whole network's embedding.
     accuracy : float or None
-        Of a classifier on the embedding, where one was asked for.
+        Of a classifier on the embedding, or on audio-visual correspondence, where that was asked
+        for.
 
     Examples
     --------
@@ -260,7 +261,7 @@ def plot(rows: Sequence[Row], path: str | os.PathLike[str], title: str = "") -> 
     panels[0].set(yscale="log", ylabel="squared error of the embedding / its variance")
     if base is not None:
         panels[1].axhline(100 * base, color="black", linestyle="--", linewidth=1)
-        panels[1].set(ylabel="clip accuracy, % (dashed: unpruned)")
+        panels[1].set(ylabel="accuracy, % (dashed: unpruned)")
     for axes in panels:
         axes.set(xlabel="pruned of the layer, %")
         axes.grid(alpha=0.3)

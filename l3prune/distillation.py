@@ -14,11 +14,12 @@ from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference, l3
 from l3prune.reduction import (
     KINDS,
-    LINEAR_MAP,
     REDUCTION,
     Reduction,
     fit_pca,
+    restore_earlier_map,
     save_best_map,
+    trains_a_map,
     unexplained,
     with_linear_map,
 )
@@ -30,6 +31,7 @@ from l3prune.windows import (
     WindowSource,
     batch_indices,
     cached_targets,
+    evenly,
     open_windows,
 )
 
@@ -166,13 +168,15 @@ def distill(
         apply = reduction.apply
         reduction.save(output_dir / REDUCTION)
     elif kind == "linear":
-        trained = with_linear_map(student, train_targets, output_dir, recipe.seed)
+        trained = with_linear_map(student, train_targets, recipe.seed)
+        if resume:
+            restore_earlier_map(trained, output_dir)
 
     def batches(first_batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for indices in batch_indices(train_source, batch_size, recipe.seed, first_batch):
             yield train_source.read(indices), apply(train_targets[indices])
 
-    chosen = _evenly(len(validation_source), validation_batch_size, validation_epoch_size)
+    chosen = evenly(len(validation_source), validation_batch_size, validation_epoch_size)
 
     def validation_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for indices in chosen:
@@ -408,7 +412,7 @@ def check_pair(
 def _check_continued(output_dir: Path, kind: str | None) -> None:
     """Refuse to go on with a run of another reduction."""
     stored = None
-    if (output_dir / LINEAR_MAP).is_file():
+    if trains_a_map(output_dir):
         stored = "linear"
     elif (output_dir / REDUCTION).is_file():
         stored = Reduction.load(output_dir / REDUCTION).kind
@@ -417,10 +421,3 @@ def _check_continued(output_dir: Path, kind: str | None) -> None:
             f"the run in {output_dir} has reduction={stored!r}, not {kind!r}; continue it with its "
             "own"
         )
-
-
-def _evenly(windows: int, batch_size: int, batches: int | None) -> list[np.ndarray]:
-    """Batches of window numbers, spread over all windows when these are too many."""
-    count = windows if batches is None else min(batches * batch_size, windows)
-    chosen = np.linspace(0, windows, count, endpoint=False).astype(np.int64)
-    return [chosen[start : start + batch_size] for start in range(0, count, batch_size)]

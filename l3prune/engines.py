@@ -46,7 +46,9 @@ _SPECTROGRAMS = 32
 _MAX_ACTIVATION = 128 * 2**20
 
 
-def load_model(model: str | os.PathLike[str] | Model, **arguments: Any) -> Model:
+def load_model(
+    model: str | os.PathLike[str] | Model, *, kind: str = "audio", **arguments: Any
+) -> Model:
     """The network that a `model` argument names.
 
     A file is read again only when it has changed, so that calls share one network: do not train or
@@ -58,6 +60,8 @@ def load_model(model: str | os.PathLike[str] | Model, **arguments: Any) -> Model
         A weight file; a packed file (`l3prune.sparse`); a name of published weights, such as
         "edgel3:sparse-95.45-ft" or "openl3:mel256-music-6144" (`python -m l3prune.models list`);
         or a loaded network, which is given back.
+    kind : {"audio", "image"}
+        The half to take of our own checkpoint of an audio-visual network.
     **arguments
         For `weights.load_network`, such as `embedding_size`.
 
@@ -101,7 +105,7 @@ def load_model(model: str | os.PathLike[str] | Model, **arguments: Any) -> Model
         arguments = {**published, **arguments}
     state = path.stat()
     key = (state.st_mtime_ns, state.st_size, state.st_ino)
-    return _loaded(path.resolve(), key, name, json.dumps(arguments, sort_keys=True))
+    return _loaded(path.resolve(), key, name, kind, json.dumps(arguments, sort_keys=True))
 
 
 def choose_model(model: Any, weights: dict[str, Any], kind: str = "audio") -> Model:
@@ -126,7 +130,7 @@ def choose_model(model: Any, weights: dict[str, Any], kind: str = "audio") -> Mo
         raise ParameterError(
             f"a model is given, and {', '.join(weights)}, which choose one; give one or the other"
         )
-    return load_model(model)
+    return load_model(model, kind=kind)
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,9 @@ def _is_network(model: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(path: Path, state: tuple[int, ...], name: str | None, arguments: str) -> Model:
+def _loaded(
+    path: Path, state: tuple[int, ...], name: str | None, kind: str, arguments: str
+) -> Model:
     if is_packed(path):
         if arguments != "{}":
             raise ParameterError(
@@ -273,8 +279,11 @@ def _loaded(path: Path, state: tuple[int, ...], name: str | None, arguments: str
             )
         return SparseModel.load(path)
     require_tensorflow()
-    from l3prune.weights import load_network
+    from l3prune.networks import avc
+    from l3prune.weights import load_network, stored_network
 
+    if name is None and stored_network(path) in avc.NETWORKS:
+        name = "vision" if kind == "image" else "audio"
     return load_network(path, name, **json.loads(arguments))
 
 

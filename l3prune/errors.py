@@ -34,6 +34,22 @@ class ParameterError(L3PruneError, ValueError):
     """
 
 
+#: EX_TEMPFAIL of sysexits.h: nothing is wrong, try again.
+INTERRUPTED = 75
+
+
+class Interrupted(L3PruneError):
+    """A signal ended a run that can be continued; the message says how.
+
+    Examples
+    --------
+    >>> raise Interrupted("stopped by SIGTERM")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.Interrupted: stopped by SIGTERM
+    """
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Make a command-line function report `L3PruneError` as one line and exit code 2.
 
@@ -47,8 +63,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     wrapped : callable (argv or None) -> int
         0 or what `main` returned; 2 after an `L3PruneError`, which is the code argparse uses for
         bad usage too, or when the system refuses a file (a name that is too long, a folder that may
-        not be searched); 130 after Ctrl-C; 141 when nobody reads the output any more. Any other
-        exception is a defect and keeps its traceback.
+        not be searched); 75 after `Interrupted`; 130 after Ctrl-C; 141 when nobody reads the output
+        any more. Any other exception is a defect and keeps its traceback.
 
     Examples
     --------
@@ -63,6 +79,9 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     def wrapped(argv: Sequence[str] | None = None) -> int:
         try:
             return main(argv) or 0
+        except Interrupted as error:
+            print(f"interrupted: {error}", file=sys.stderr)
+            return INTERRUPTED
         except L3PruneError as error:
             # One line whatever a library put into the message it gave us.
             print("error: " + " ".join(str(error).split()), file=sys.stderr)

@@ -67,7 +67,7 @@ def _formatter(column: str) -> Callable[[Any], str]:
     def show(value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "–"
-        if column in ("sparsity", "accuracy", "accuracy_std"):
+        if column in ("sparsity", "accuracy", "accuracy_std", "avc_accuracy"):
             return f"{100 * value:.2f} %"
         if isinstance(value, (int, np.integer)):
             for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -161,7 +161,8 @@ def embedding_mse(
 
 
 def plot_history(history: list[dict[str, float]], path: str | os.PathLike[str]) -> None:
-    """Draw training and validation error by epoch as a PNG file.
+    """Draw training and validation by epoch as a PNG file: the squared error of an embedding, or
+    the accuracy of a correspondence.
 
     Examples
     --------
@@ -177,9 +178,14 @@ def plot_history(history: list[dict[str, float]], path: str | os.PathLike[str]) 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [row["epoch"] for row in history]
-    for key, label in (("mse", "training"), ("val_mse", "validation")):
+    told = "accuracy" if "accuracy" in history[0] else "mse"
+    for key, label in ((told, "training"), (f"val_{told}", "validation")):
         axes.plot(epochs, [row[key] for row in history], "o-", markersize=3, label=label)
-    axes.set(xlabel="epoch", ylabel="squared distance to the teacher", yscale="log")
+    axes.set_xlabel("epoch")
+    if told == "mse":
+        axes.set(ylabel="squared distance to the teacher", yscale="log")
+    else:
+        axes.set_ylabel("accuracy of the correspondence")
     axes.legend()
     axes.grid(alpha=0.3)
     with atomic_write(path) as temporary:

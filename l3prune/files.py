@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import json
 import os
 import tempfile
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l3prune.errors import L3PruneError
+from l3prune.errors import L3PruneError, ParameterError
 
 
 @contextlib.contextmanager
@@ -116,6 +117,58 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise
 
 
+def claim_folder(folder: str | os.PathLike[str], record: str, settings: Mapping[str, Any]) -> None:
+    """Write the settings of what a folder is to hold into it, or find the same ones there.
+
+    Parameters
+    ----------
+    folder : str or path-like
+        New, empty, or claimed earlier with the same settings.
+    record : str
+        Name of the JSON file that holds the settings.
+    settings : dict
+        What JSON has types for.
+
+    Raises
+    ------
+    ParameterError
+        The folder was claimed with other settings.
+    L3PruneError
+        The folder holds something else, or cannot be written to.
+
+    Examples
+    --------
+    >>> folder = tempfile.mkdtemp()
+    >>> claim_folder(folder, "corpus.json", {"seed": 1})
+    >>> claim_folder(folder, "corpus.json", {"seed": 1})
+    """
+    folder = Path(folder)
+    if (folder / record).exists():
+        found = read_json(folder / record)
+        if found != settings:
+            known = found if isinstance(found, dict) else {}
+            differences = ", ".join(
+                f"{name}={known.get(name)!r} there, {value!r} here"
+                for name, value in settings.items()
+                if known.get(name) != value
+            )
+            raise ParameterError(
+                f"{folder} was made with other settings ({differences or 'unknown'});"
+                " repeat its settings, or choose another folder"
+            )
+        return
+    make_folder(folder)
+    # A kill at the very first file can leave its temporary, which begins with this.
+    remains = f".{Path(record).stem}-"
+    foreign = sorted(path.name for path in folder.iterdir() if not path.name.startswith(remains))
+    if foreign:
+        raise L3PruneError(
+            f"{folder} is not empty and holds no {record} (it holds {foreign[0]});"
+            " choose a new or an empty folder"
+        )
+    write_json(folder / record, settings)
+
+
 def is_file(path: str | os.PathLike[str]) -> bool:
     """Whether there is such a file; False, too, for names that the system refuses to look up.
 
@@ -155,6 +208,18 @@ def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[P
         for path in folder.rglob("*")
         if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
     )
+
+
+def fingerprint(paths: Sequence[Path], **settings: float) -> str:
+    """Changes when files, by name, size and time, or settings change.
+
+    Examples
+    --------
+    >>> fingerprint([], hop_size=0.5) == fingerprint([], hop_size=0.1)
+    False
+    """
+    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()[:16]
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

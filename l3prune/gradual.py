@@ -10,15 +10,15 @@ from __future__ import annotations
 import abc
 import functools
 import math
-import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from l3prune.batches import Batches
 from l3prune.checks import check_whole
 from l3prune.criteria import ConvWeights, get_criterion
 from l3prune.errors import L3PruneError, ParameterError
@@ -26,9 +26,6 @@ from l3prune.graph import conv_weights, convolutions
 from l3prune.layers import MaskedConv2D
 from l3prune.plan import PruningPlan, check_fraction, plan_layerwise, score
 from l3prune.surgery import apply_masks
-
-#: first batch -> endless iterator of (inputs, targets), as `training.fit` takes it.
-Batches = Callable[[int], Iterator[tuple[np.ndarray, np.ndarray]]]
 
 #: (weights, sparsity, or one sparsity a layer) -> plan, as `plan_layerwise` and `plan_global`.
 Rule = Callable[..., PruningPlan]
@@ -190,44 +187,19 @@ def layer_by_layer(
     }
 
 
-def one_at_a_time(batches: Batches) -> Batches:
-    """A stream of batches whose readers wait for each other.
-
-    Training reads ahead in a thread of its own while a `MaskUpdate` reads batches too, and the
-    source that both read, a folder of shards say, keeps files open.
-
-    Examples
-    --------
-    >>> stream = one_at_a_time(lambda first: iter([(first, 0), (first + 1, 0)]))
-    >>> list(stream(5))
-    [(5, 0), (6, 0)]
-    """
-    lock = threading.Lock()
-
-    def locked(first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        stream = batches(first)
-        while True:
-            with lock:
-                batch = next(stream, None)
-            if batch is None:
-                return
-            yield batch
-
-    return locked
-
-
 class MaskUpdate(keras.callbacks.Callback, abc.ABC):
     """Changes masks between training steps: what `GradualPruning` and `rigl.RigL` share.
 
     What is due at step t is done when the optimizer has made t steps and is about to make the
-    next, as in tfmot: there is always training after it. Where an epoch ends with step t, its
-    checkpoint does not have that yet, and a run that goes on from there begins with it. After each
-    epoch the logs have `sparsity`, of all convolution kernels.
+    next, as in tfmot: there is always training after it. A checkpoint after step t does not have
+    that yet, and a run that goes on from there begins with it: beside the masks and the count of
+    steps there is no state to keep. After each epoch the logs have `sparsity`, of all convolution
+    kernels.
 
     Attributes
     ----------
     layers : tuple of str, or None
-        The `MaskedConv2D` layers whose masks change; None for all.
+        The `MaskedConv2D` layers whose masks change; None for all that are trainable.
     end_step : int
         The last step at which masks may change.
     final_step : int
@@ -288,14 +260,14 @@ class MaskUpdate(keras.callbacks.Callback, abc.ABC):
         found = {
             name: layer
             for name, layer in convolutions(model).items()
-            if isinstance(layer, MaskedConv2D)
+            if isinstance(layer, MaskedConv2D) and layer.trainable
         }
         names = tuple(found) if self.layers is None else self.layers
         missing = [name for name in names if name not in found]
         if missing or not names:
             raise ParameterError(
                 f"masks are to change in {', '.join(missing) or 'all MaskedConv2D layers'}, and "
-                f"the network's MaskedConv2D layers are: {', '.join(found) or 'none'}; "
+                f"the network's trainable MaskedConv2D layers are: {', '.join(found) or 'none'}; "
                 "give masks to a network with gradual.prunable"
             )
         self.masked = {name: found[name] for name in names}

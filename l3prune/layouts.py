@@ -1,10 +1,8 @@
-"""Layouts of published L3 weight files, read with h5py: which network is it, which weights.
+"""Weight files that Keras 2 wrote, read with h5py: their layers in order, and their arrays.
 
-Keras 2 wrote them all, by `save_weights` or `save`, from networks of kapre and Keras layers:
-audio networks of OpenL3, EdgeL3 and SEA, OpenL3's image networks, and L3-Net's audio-visual
-networks with both halves nested, trained on one or several GPUs. Layer names are arbitrary there,
-the order of layers is not. Nothing in a file is believed before it is checked, and no code or
-configuration stored in one is used.
+`save_weights` and `save` wrote them; networks within networks have all their weights in one group.
+Nothing in a file is believed before it is checked, and no code or configuration stored in one is
+used. Which network a file holds is told by `detection`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import contextlib
 import gzip
 import io
 import json
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,10 +20,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from l3prune.audio import KAPRE_0_3, FrontEnd
 from l3prune.errors import L3PruneError
 from l3prune.files import is_file
-from l3prune.networks import l3, vision
 
 #: A file with more, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
 _MAX_BYTES = 2 * 2**30
@@ -37,19 +32,6 @@ _KINDS = {
     ("bias", "kernel"): "convolution",
     ("bias", "kernel", "mask"): "convolution",
     ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
-}
-
-#: Filters of every network that a file may hold.
-_FILTERS = {**{name: spec.filters for name, spec in l3.SPECS.items()}, "vision": vision.FILTERS}
-
-#: Input channels of the halves of an audio-visual network.
-_HALVES = {1: "audio", 3: "vision"}
-
-#: Names of published files, for weights that do not tell their network.
-_FILE_NAMES = {
-    r"openl3_audio_(linear|mel128|mel256)_": "{}",
-    r"edgel3_(?:ft|kd)_audio_sparsity_": "mel256",
-    r"edgel3_sea_ust_audio_emb_(64|128|256|512)\b": "sea{}",
 }
 
 
@@ -196,6 +178,11 @@ def read_layers(file: h5py.File, path) -> Content:
                 f"{path}: layer {layer_name} has weights {', '.join(sorted(arrays))}; an L3 "
                 "network has 2-D convolutions and batch normalisations only"
             )
+        if "kernel" in arrays and not arrays["kernel"].size:
+            # It would claim filters, and memory for them, without holding a weight.
+            raise L3PruneError(
+                f"{path}: kernel of layer {layer_name} is of shape {arrays['kernel'].shape}"
+            )
         if kind == "batch normalisation" and {array.ndim for array in arrays.values()} != {1}:
             raise L3PruneError(f"{path}: layer {layer_name} has weights that are no vectors")
         if kind == "batch normalisation" and (arrays["moving_variance"] < 0).any():
@@ -222,172 +209,12 @@ def description(file: h5py.File, path) -> dict[str, Any] | None:
             raise TypeError("the network's name is not a text")
         if not isinstance(found["arguments"], dict):
             raise TypeError("the network's arguments are not a mapping")
-        if not isinstance(found["arguments"].get("filters", []), list):
-            raise TypeError("the network's filters are not a list")
+        for key in ("filters", "audio_filters", "vision_filters"):
+            if not isinstance(found["arguments"].get(key), list | None):
+                raise TypeError(f"the network's {key} are not a list")
     except (ValueError, TypeError, KeyError) as error:
         raise L3PruneError(f"{path}: the description of the network is damaged: {error}") from error
     return found
-
-
-def check_filters(layers: list[LayerWeights], stored, name: str, path) -> None:
-    """Before a network of the size that a file claims is built: the file must hold one.
-
-    Examples
-    --------
-    >>> check_filters([], None, "sea64", "a.h5")
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.L3PruneError: a.h5 claims (32, 32, 64, 64, 128, 128, 64, 64) filters and holds ()
-    """
-    if name not in _FILTERS:
-        raise L3PruneError(f"{path} holds network {name!r}; known: {', '.join(_FILTERS)}")
-    claimed, held = _FILTERS[name] if stored is None else stored, _filters(layers)
-    # A student may have some of the layers of the network whose filters it has without saying so,
-    # but never more than these; which ones show when the weights are assigned.
-    rest = iter(claimed)
-    some = stored is None and held and all(count in rest for count in held)
-    if list(claimed) != list(held) and not some:
-        raise L3PruneError(f"{path} claims {claimed} filters and holds {held}")
-
-
-def detect(
-    content: Content, name: str | None, path
-) -> tuple[str, dict[str, Any], list[LayerWeights]]:
-    """Which network a file of others holds.
-
-    Filters tell it, the shape of kapre's constants, and where the file has none and several
-    networks fit, the published files' names.
-
-    Parameters
-    ----------
-    content : Content
-    name : str or None
-        What is wanted; None takes what is there, and the audio half of an audio-visual network.
-    path : str or path-like
-
-    Returns
-    -------
-    name : str
-    arguments : dict
-        For `create_network`.
-    layers : list of LayerWeights
-        Those of this network.
-
-    Raises
-    ------
-    L3PruneError
-        The layers do not follow from each other, or no network or several networks fit.
-
-    Examples
-    --------
-    >>> detect(Content([], None, False), None, "a.h5")
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.L3PruneError: a.h5 holds no convolutions of an audio or image network
-    """
-    halves = _halves(content.layers, path)
-    if not halves:
-        raise L3PruneError(f"{path} holds no convolutions of an audio or image network")
-    half = "vision" if name == "vision" or (name is None and "audio" not in halves) else "audio"
-    if half not in halves:
-        raise L3PruneError(f"{path} holds no {half} network, only {' and '.join(halves)}")
-    layers, constants = halves[half], content.front_end_shape
-    arguments: dict[str, Any] = {}
-    if name is None or half == "vision":
-        name = "vision" if half == "vision" else _detect_audio(layers, constants, path)
-        filters = _filters(layers)
-        if filters != _FILTERS[name]:
-            arguments["filters"] = list(filters)
-    if half == "audio" and constants not in (None, _constants_shape(l3.SPECS[name].front_end)):
-        raise L3PruneError(
-            f"{path} holds the constants of another front end than {name}'s: these are weights for "
-            "another network"
-        )
-    if layers[0].kind == "convolution":
-        if name == "linear":
-            raise L3PruneError(
-                f"{path} has no BatchNorm in front, as L3-Net's first network (cnn_L3_orig), whose "
-                "front end l3prune does not have"
-            )
-        arguments["input_batch_norm"] = False
-    if half == "audio" and constants is None and _is_openl3_0_4(content, name, layers, path):
-        arguments["front_end"] = KAPRE_0_3
-    return name, arguments, layers
-
-
-def _is_openl3_0_4(content: Content, name: str, layers: list[LayerWeights], path) -> bool:
-    """OpenL3 0.4 took kapre's constants out of its files when it changed the front end.
-
-    EdgeL3's tools wrote files without constants too, for the front end of the training.
-    """
-    return (
-        not content.whole
-        and layers[-1].kind == "convolution"
-        and l3.SPECS[name].embedding_point == "raw"
-        and not Path(path).name.startswith("edgel3_")
-    )
-
-
-def _halves(layers: list[LayerWeights], path) -> dict[str, list[LayerWeights]]:
-    """The networks of one input channel and of three, layer by layer."""
-    halves: dict[str, list[LayerWeights]] = {}
-    current: list[LayerWeights] = []
-    width: int | None = None
-    for layer in layers:
-        if layer.kind == "dense":  # of the audio-visual network, behind both halves
-            width = None
-            continue
-        channels, out = layer.channels
-        if channels != width:
-            half = _HALVES.get(channels)
-            if half is None or half in halves:
-                raise L3PruneError(
-                    f"{path}: layer {layer.name} takes {channels} channels where "
-                    f"{'a network starts' if width is None else f'{width} come in'}; these are "
-                    "not the weights of an L3 network in their order"
-                )
-            current = halves.setdefault(half, [])
-        current.append(layer)
-        width = out
-    return halves
-
-
-def _detect_audio(layers: list[LayerWeights], front_end_shape, path) -> str:
-    filters = _filters(layers)
-    fits = [
-        name
-        for name, spec in l3.SPECS.items()
-        if front_end_shape in (None, _constants_shape(spec.front_end))
-    ]
-    exact = [name for name in fits if l3.SPECS[name].filters == filters]
-    if front_end_shape is not None and len(filters) == 8 and not exact:
-        exact = fits[:1]  # of other widths, as pruned filterwise
-    if len(exact) > 1:
-        for pattern, template in _FILE_NAMES.items():
-            match = re.match(pattern, Path(path).name)
-            if match and template.format(*match.groups()) in exact:
-                return template.format(*match.groups())
-        raise L3PruneError(
-            f"{path} fits {', '.join(exact)}, which differ in the front end only; say which it is"
-        )
-    if not exact:
-        raise L3PruneError(
-            f"{path} holds no known network: its convolutions have {list(filters)} filters; "
-            f"known networks: {', '.join(_FILTERS)}"
-        )
-    return exact[0]
-
-
-def _constants_shape(front_end: FrontEnd) -> tuple[int, ...]:
-    """kapre stores the mel matrix last; its linear front end, a DFT kernel."""
-    bins = front_end.n_dft // 2 + 1
-    if front_end.n_mels is None:
-        return (front_end.n_dft, 1, 1, bins)
-    return (bins, front_end.n_mels)
-
-
-def _filters(layers: list[LayerWeights]) -> tuple[int, ...]:
-    return tuple(layer.channels[1] for layer in layers if layer.kind == "convolution")
 
 
 def _texts(names) -> list[str]:

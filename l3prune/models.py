@@ -129,6 +129,22 @@ def load(model: str | os.PathLike[str], name: str | None = None, **arguments: An
     return load_network(path, name or network, **{**published, **arguments})
 
 
+def load_audio(model: str | os.PathLike[str], name: str | None = None, **arguments: Any):
+    """Load an audio network as `load` does: of an audio-visual file, its audio half.
+
+    Examples
+    --------
+    >>> load_audio("net.h5")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: no such weight file: net.h5; published weights have names ...
+    """
+    from l3prune.weights import load_network
+
+    path, network, published = locate(model)
+    return load_network(path, name or network or "audio", **{**published, **arguments})
+
+
 def select(**options: Any) -> tuple[str, dict[str, Any]]:
     """The audio network that the packages' own options describe.
 

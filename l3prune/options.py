@@ -5,24 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import Any
 
 from l3prune.arguments import DEFAULT_SPARSITY, FROM_DATA, POSITIONALS, new_parser
 from l3prune.errors import ParameterError
 from l3prune.files import read_json
+from l3prune.runs import check_run_name
 
 #: EdgeL3's names of model types.
 MODEL_TYPES = {
     "cnn_L3_melspec2": "mel256",
     "cnn_L3_melspec1": "mel128",
     "cnn_L3_kapredbinputbn": "linear",
-}
-
-#: Flags of EdgeL3 whose capability l3prune does not have yet.
-NOT_YET = {
-    "--finetune": "fine-tuning on audio-visual correspondence; leave it out for distillation",
-    "--test-model": "evaluation on audio-visual correspondence; see report.json for the embedding",
 }
 
 #: Options that say what goes; flags that make this choice set a --config's aside.
@@ -192,10 +186,8 @@ def reduces(args: argparse.Namespace) -> bool:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for flag, what in NOT_YET.items():
-        if getattr(args, flag[2:].replace("-", "_")):
-            raise ParameterError(f"{flag} is not available yet: {what}")
     _check_choice(args)
+    _check_fine_tuning(args)
     _check_masks(args)
     for name, least in (
         ("train_epoch_size", 1),
@@ -216,10 +208,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ParameterError("--reduction is of the distillation: give --retrain too")
     if args.continue_model_dir is not None and not args.retrain:
         raise ParameterError("--continue-model-dir goes on with retraining: give --retrain too")
-    if args.run_name is not None and (
-        args.run_name in ("", ".", "..") or Path(args.run_name).name != args.run_name
-    ):
-        raise ParameterError(f"--run-name {args.run_name!r} is not the name of one folder")
+    check_run_name(args.run_name)
     ignored = [
         f"--{name.replace('_', '-')}"
         for name in ("gsheet_id", "google_dev_app_name", "log_path", "gpus")
@@ -253,7 +242,7 @@ def _check_choice(args: argparse.Namespace) -> None:
         raise ParameterError("--global-sparsity prunes all layers together: drop --layerwise")
     elif not args.layerwise and given == ["sparsity"]:
         raise ParameterError("--sparsity is for --layerwise")
-    elif not args.layerwise and not given and not reduces(args):
+    elif not (args.layerwise or given or reduces(args) or args.finetune or args.test_model):
         raise ParameterError(
             "nothing to do: give --layerwise, --filterwise, --pattern, --budget, "
             "--global-sparsity PERCENT, --include_layers, --from-conv-layer or --student"
@@ -278,6 +267,26 @@ def _check_choice(args: argparse.Namespace) -> None:
             if percent is not None and not 0 <= percent < 100:
                 word = name.replace("global_", "").replace("_", " ")
                 raise ParameterError(f"{word} {percent:g} is not in percent, from 0 to below 100")
+
+
+def _check_fine_tuning(args: argparse.Namespace) -> None:
+    """What goes with an audio-visual network."""
+    if args.finetune and not args.retrain:
+        raise ParameterError("--finetune is a way to retrain: give --retrain too")
+    if args.test_model and args.retrain and not args.finetune:
+        raise ParameterError(
+            "--test-model with --retrain needs --finetune: distillation trains no audio-visual "
+            "network that could be tested"
+        )
+    if not (args.finetune or args.test_model):
+        return
+    flag = "--finetune" if args.finetune else "--test-model"
+    for name in (*STUDENTS, "reduction"):
+        if getattr(args, name) is not None:
+            raise ParameterError(
+                f"{_flag(name)} does not go with {flag}, which takes both halves of the network in "
+                "WEIGHT_PATH; --filterwise makes its audio half smaller"
+            )
 
 
 def _check_masks(args: argparse.Namespace) -> None:

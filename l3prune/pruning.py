@@ -5,33 +5,34 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from l3prune.audio import find_audio, load_audio
-from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import new_folder, read_json, write_json
-from l3prune.options import CHOICES, MASK_SETTINGS, MODEL_TYPES, chosen_of, parse, reduces
+from l3prune.errors import ParameterError, command
+from l3prune.files import new_folder, read_json
+from l3prune.options import CHOICES, MASK_SETTINGS, chosen_of, parse, reduces
 from l3prune.quiet import load_tensorflow
+from l3prune.runs import (
+    CONFIG,
+    check_begun,
+    check_file,
+    new_run_dir,
+    subset_name,
+    told,
+    write_config,
+)
 
 if TYPE_CHECKING:
     import tf_keras as keras
 
-    from l3prune.budget import Outcome
     from l3prune.pruner import Wish
     from l3prune.schedules import MaskSchedule
     from l3prune.speed import Measured
-    from l3prune.training import Recipe
-    from l3prune.windows import WindowSource
 
-#: The pruned network before retraining, and the run's arguments, in a run's folder.
+#: The pruned network before retraining, in a run's folder.
 PRUNED = "model_pruned.h5"
-CONFIG = "config.json"
 
 
 def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
@@ -87,23 +88,6 @@ def _measured(
     return replace(wish, budget=measured.budget), measured
 
 
-def _recipe(args: argparse.Namespace) -> Recipe:
-    from l3prune.training import Recipe
-
-    return Recipe(
-        epochs=args.num_epochs,
-        learning_rate=args.learning_rate,
-        early_stopping_patience=args.early_stopping_patience,
-        min_delta=args.min_delta,
-        schedule=args.schedule,
-        plateau_patience=args.plateau_patience,
-        plateau_factor=args.plateau_factor,
-        checkpoint_interval=args.checkpoint_interval,
-        batch_norm=args.batch_norm,
-        seed=args.random_state,
-    )
-
-
 def _mask_schedule(args: argparse.Namespace) -> MaskSchedule | None:
     from l3prune.schedules import MaskSchedule
 
@@ -122,43 +106,23 @@ def _mask_schedule(args: argparse.Namespace) -> MaskSchedule | None:
     )
 
 
-def _student(args: argparse.Namespace, teacher: keras.Model) -> keras.Model:
-    """The network to prune: the teacher, some layers of it, or another."""
-    import tf_keras as keras
-
-    from l3prune import models
-    from l3prune.networks import create_network, l3
-
-    student = teacher
-    keras.utils.set_random_seed(args.random_state)  # for fresh weights
-    if args.student in l3.SPECS:
-        student = create_network(args.student, front_end=l3.front_end(teacher).form)
-    elif args.student is not None:
-        student = models.load(args.student, input="waveform")
-    if args.include_layers is not None or args.from_conv_layer is not None:
-        student = l3.depth_student(student, args.include_layers, args.from_conv_layer)
-    return student
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.pruning --help`."""
     args = parse(argv)
     load_tensorflow()
-    from l3prune import graph, models, schedules, surgery
-    from l3prune.distillation import check_pair, distill
+    from l3prune import graph, schedules
     from l3prune.evaluation import Report, measure, plot_history
-    from l3prune.networks import l3
     from l3prune.plan import PruningPlan
     from l3prune.pruner import outcome, prune
+    from l3prune.retraining import Distillation, FineTuning, recipe_of
+    from l3prune.training import environment
     from l3prune.weights import save_network
 
     schedule = _mask_schedule(args)
-    recipe = _recipe(args)
-    model_type = MODEL_TYPES.get(args.model_type, args.model_type)
-    # The data are sound, whatever the network in the file was trained on.
-    teacher = models.load(args.weight_path, model_type, input="waveform")
-    whole = _student(args, teacher)
+    recipe = recipe_of(args)
+    way = (FineTuning if args.finetune or args.test_model else Distillation)(args)
+    whole = way.whole
     wish, measured = _measured(args, whole, _wish(args, whole))
     pruned, plan, update, found = whole, PruningPlan({}), None, None
     # What is wrong with the wish shows before audio is decoded, which may take long.
@@ -170,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             # How many steps there are, data tell; how the student begins does not depend on it.
             pruned, _ = schedules.begin(whole, wish, schedule, 10**9, recipe.epochs)
     if args.retrain and not late:
-        check_pair(pruned, teacher, args.reduction)
+        way.check(pruned)
 
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
     continued = resumed = args.continue_model_dir is not None
@@ -179,65 +143,57 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders.enter_context(new_folder(cache_dir))
         if continued:
             run_dir = Path(args.continue_model_dir)
-            resumed = _has_an_epoch(run_dir)
+            resumed = _has_a_checkpoint(run_dir)
             if resumed:
                 _check_files(run_dir, schedule is not None)
             else:
                 _check_begun(run_dir, args)
-            if not late:
-                _check_continued(run_dir, pruned)
         else:
-            run_dir = folders.enter_context(_new_run_dir(args, teacher.name))
-        rates = l3.front_end(whole).sample_rate, l3.front_end(teacher).sample_rate
-        train, validation = _open_data(args, rates, cache_dir)
+            run_dir = folders.enter_context(new_run_dir(_parent(args, whole.name), args.run_name))
+        if continued and not late:
+            _check_continued(run_dir, way.begin(pruned, plan))
+        way.open(cache_dir)
+        way.check_batch()
         if wish is not None and late:
-            pruned, plan = prune(whole, wish, _scoring_batches(args, whole, train[0]))
+            pruned, plan = prune(whole, wish, way.scoring_batches())
             found = outcome(whole, pruned, wish)
             if args.retrain:
-                check_pair(pruned, teacher, args.reduction)
+                way.check(pruned)
             if continued:
-                _check_continued(run_dir, pruned)
+                _check_continued(run_dir, way.begin(pruned, plan))
         if schedule is not None and wish is not None:
-            steps = args.train_epoch_size or -(-len(train[0]) // args.train_batch_size)
+            steps = args.train_epoch_size or -(-way.windows // args.train_batch_size)
             _, update = schedules.begin(whole, wish, schedule, steps, recipe.epochs)
             update.epochs(steps, recipe.epochs)  # refuses a schedule that ends after the run
+    begun = way.begin(pruned, plan)
     if not continued:
-        save_network(pruned, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
-    _write_config(run_dir, args, sys.argv[1:] if argv is None else argv, found, measured)
+        save_network(begun, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
+    further = {"budget": found, "measured": measured}
+    write_config(
+        run_dir,
+        ["python", "-m", "l3prune.pruning", *(sys.argv[1:] if argv is None else argv)],
+        told(args),
+        environment(),
+        {name: asdict(value) for name, value in further.items() if value is not None},
+    )
     if found is not None and found.note:
         print(f"note: --budget {found.budget}: {found.note}", file=sys.stderr)
 
-    states = [("unpruned", teacher)]
+    states = [("unpruned", way.unpruned)]
     # Of a gradual schedule the student begins whole.
     if schedule is None or schedule.kind == "rigl":
-        states.append(("student" if wish is None else "pruned", pruned))
+        states.append(("student" if wish is None else "pruned", begun))
     if args.retrain:
-        student = surgery.remove_filters(pruned, PruningPlan({}))  # a copy
-        history = distill(
-            student,
-            teacher,
-            train,
-            validation,
-            run_dir,
-            reduction=args.reduction,
-            recipe=recipe,
-            batch_size=args.train_batch_size,
-            validation_batch_size=args.validation_batch_size,
-            train_epoch_size=args.train_epoch_size,
-            validation_epoch_size=args.validation_epoch_size,
-            cache_dir=cache_dir,
-            pruner=update,
-            resume=resumed,
-            quiet=args.quiet,
-        )
+        student = way.begin(pruned, plan)
+        history = way.train(student, run_dir, recipe, update, resumed)
         plot_history(history, run_dir / "history.png")
         states.append(("retrained", student))
         if schedule is not None:
             plan = PruningPlan(graph.masks(student))
     report = Report()
     for name, network in states:
-        errors = _errors(args, name, network, teacher, validation, cache_dir, run_dir)
-        report = report.with_row(name, **errors, **measure(network))
+        figures = way.figures(name, network, run_dir)
+        report = report.with_row(name, **figures, **measure(way.audio(network)))
     report.to_json(run_dir / "report.json")
     if plan:
         print(plan)
@@ -245,116 +201,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(run_dir)
 
 
-def _open_data(
-    args: argparse.Namespace, rates: tuple[int, int], cache_dir: Path
-) -> tuple[tuple[WindowSource, WindowSource], tuple[WindowSource, WindowSource]]:
-    """The windows to train and to validate on, each at the student's and the teacher's rate.
-
-    Files are decoded into the cache, which may take long; so first comes a look at the headers of
-    both sides' files, for which nothing is written.
-    """
-    from l3prune.distillation import open_pair
-    from l3prune.windows import open_windows
-
-    folders = (args.train_data_dir, args.validation_data_dir)
-    for folder in folders:
-        audio = find_audio(folder)
-        if not audio or any(Path(folder).rglob("*.h5")):
-            # Shards, or an error: neither writes anything.
-            rate = max(rates)
-            open_windows(folder, rate, cache_dir, hop_size=args.hop_size, quiet=args.quiet)
-        for path in audio:
-            if not _has_audio_header(path):
-                load_audio(path)  # says what is wrong
-    train, validation = (
-        open_pair(folder, rates, cache_dir, hop_size=args.hop_size, quiet=args.quiet)
-        for folder in folders
-    )
-    # Validation may end with a smaller batch. In training all are of one size, and a batch of more
-    # windows than there are would have some of them twice.
-    if args.retrain and args.train_batch_size > len(train[0]):
-        raise ParameterError(
-            f"--train-batch-size {args.train_batch_size} is more than the {len(train[0])} windows "
-            f"in {args.train_data_dir}; give at most so many, or more audio, or a smaller "
-            "--hop-size"
-        )
-    return train, validation
+def _parent(args: argparse.Namespace, model_name: str) -> Path:
+    """EdgeL3's place of a kind of run below the output folder."""
+    kind = ("reduced" if reduces(args) else "pruning") + ("_kd" if args.retrain else "")
+    if args.finetune:
+        kind = f"pruning_finetune_{'filterwise' if args.filterwise else 'layerwise'}"
+    folder = Path(args.output_dir) / "embedding" / kind
+    return folder / subset_name(args.train_data_dir) / (args.model_type or model_name)
 
 
-def _scoring_batches(
-    args: argparse.Namespace, network: keras.Model, windows: WindowSource
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Training windows for a criterion that scores filters on data, with targets for taylor.
-
-    The targets are the mean embedding: the loss is what the embedding tells apart, its variance.
-    At a network's own embeddings, a gradient of the distance to them would be zero.
-    """
-    from l3prune.networks import inference
-    from l3prune.scan import Spread
-
-    chosen = Spread(windows, args.criterion_windows)
-    size = args.validation_batch_size
-    starts = range(0, len(chosen), size)
-    batches = [np.arange(start, min(start + size, len(chosen))) for start in starts]
-    infer = inference(network)
-    total = sum(infer(chosen.read(batch)).sum(axis=0, dtype=np.float64) for batch in batches)
-    mean = np.asarray(total / len(chosen), np.float32)
-    for batch in batches:
-        yield chosen.read(batch), np.tile(mean, (len(batch), 1))
-
-
-def _errors(
-    args: argparse.Namespace,
-    name: str,
-    network: keras.Model,
-    teacher: keras.Model,
-    validation: tuple[WindowSource, WindowSource],
-    cache_dir: Path,
-    run_dir: Path,
-) -> dict[str, float | None]:
-    """How far a network's embedding is from the teacher's, as far as the two compare."""
-    from l3prune.distillation import check_pair, unexplained_variance
-    from l3prune.evaluation import embedding_mse
-    from l3prune.reduction import REDUCTION, Reduction
-
-    if args.reduction is None:
-        try:
-            check_pair(network, teacher, None)
-        except ParameterError:
-            return {"validation_mse": None}
-        windows = validation[1]
-        return {
-            "validation_mse": embedding_mse(network, teacher, windows, cache_dir, quiet=args.quiet)
-        }
-    # A linear map is learned along with its student, and is of no other.
-    if network is teacher or (args.reduction == "linear" and name != "retrained"):
-        return {"validation_unexplained": None}
-    reduction = Reduction.load(run_dir / REDUCTION)
-    return {
-        "validation_unexplained": unexplained_variance(
-            network,
-            teacher,
-            validation,
-            cache_dir,
-            reduction,
-            batch_size=args.validation_batch_size,
-            quiet=args.quiet,
-        )
-    }
-
-
-def _has_audio_header(path: Path) -> bool:
-    import soundfile
-
-    try:
-        return soundfile.info(path).frames > 0
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError):
-        return False
-
-
-def _has_an_epoch(run_dir: Path) -> bool:
+def _has_a_checkpoint(run_dir: Path) -> bool:
     """Whether a run left what it can go on from; else it can begin once more, if it did begin."""
-    from l3prune.training import HISTORY, LATEST
+    from l3prune.checkpoints import HISTORY, LATEST
 
     if (run_dir / LATEST).is_file():
         return True
@@ -365,38 +223,23 @@ def _has_an_epoch(run_dir: Path) -> bool:
 
 def _check_begun(run_dir: Path, args: argparse.Namespace) -> None:
     """Refuse a folder without a run, or one that was told otherwise what to train."""
-    for name in (PRUNED, CONFIG):
-        _check_file(run_dir, name)
-    config = read_json(run_dir / CONFIG)
-    before = config.get("arguments") if isinstance(config, dict) else None
-    if not isinstance(before, dict):
-        raise L3PruneError(f"{run_dir / CONFIG} is damaged: it has no arguments of a run")
-    now = _arguments(args)
-    for name in (
+    check_file(run_dir, PRUNED)
+    names = (
         *("retrain", *CHOICES, "allocation", "criterion", "mask_schedule", *MASK_SETTINGS),
         *("reduction", "batch_norm"),
-    ):
-        if before.get(name) != now.get(name):
-            raise ParameterError(
-                f"the run in {run_dir} was begun with {name}={before.get(name)!r}, not "
-                f"{now.get(name)!r}; continue it with its own arguments (see {run_dir / CONFIG})"
-            )
+    )
+    check_begun(run_dir, told(args), names)
 
 
 def _check_files(run_dir: Path, gradual: bool) -> None:
-    from l3prune.training import BEST, HISTORY, LATEST
+    from l3prune.checkpoints import BEST, HISTORY, LATEST, epochs_done
 
-    # There is no best epoch as long as the network is not as sparse as it is to be.
-    for name in (HISTORY, LATEST, *(() if gradual else (BEST,)), PRUNED):
-        _check_file(run_dir, name)
-
-
-def _check_file(run_dir: Path, name: str) -> None:
-    if not (run_dir / name).is_file():
-        raise L3PruneError(
-            f"{run_dir} has no {name}, so there is no run to continue there; give the folder of a "
-            "run with --retrain"
-        )
+    for name in (LATEST, PRUNED):
+        check_file(run_dir, name)
+    if epochs_done(run_dir):
+        # There is no best epoch as long as the network is not as sparse as it is to be.
+        for name in (HISTORY, *(() if gradual else (BEST,))):
+            check_file(run_dir, name)
 
 
 def _check_continued(run_dir: Path, pruned: keras.Model) -> None:
@@ -408,87 +251,6 @@ def _check_continued(run_dir: Path, pruned: keras.Model) -> None:
             f"the run in {run_dir} was pruned otherwise; continue it with its own weights and "
             f"sparsities (see {run_dir / CONFIG})"
         )
-
-
-def _write_config(
-    run_dir: Path,
-    args: argparse.Namespace,
-    argv: Sequence[str],
-    found: Outcome | None,
-    measured: Measured | None,
-) -> None:
-    """Write what the run was told, and how near its budget it came; when it is continued otherwise,
-    keep what it was told before."""
-    from l3prune.training import environment
-
-    arguments = _arguments(args)
-    config = {
-        "command": ["python", "-m", "l3prune.pruning", *argv],
-        "arguments": arguments,
-        "versions": environment(),
-    }
-    if found is not None:
-        config["budget"] = asdict(found)
-    if measured is not None:
-        config["measured"] = asdict(measured)
-    if (run_dir / CONFIG).is_file():
-        before = read_json(run_dir / CONFIG)
-        if before.get("arguments") == arguments:
-            return
-        config["earlier"] = [*before.pop("earlier", []), before]
-    write_json(run_dir / CONFIG, config)
-
-
-def _arguments(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: value
-        for name, value in vars(args).items()
-        if value is not None
-        and value is not False
-        and name not in ("config", "continue_model_dir", "quiet")
-    }
-
-
-@contextlib.contextmanager
-def _new_run_dir(args: argparse.Namespace, model_name: str) -> Iterator[Path]:
-    """A folder that no other run has, at EdgeL3's place below the output folder.
-
-    It is removed when the block raises and has written nothing into it.
-    """
-    subset = Path(args.train_data_dir).resolve().name.rsplit("_", 1)[0]
-    parent = (
-        Path(args.output_dir)
-        / "embedding"
-        / (("reduced" if reduces(args) else "pruning") + ("_kd" if args.retrain else ""))
-        / subset
-        / (args.model_type or model_name)
-    )
-    with new_folder(parent):
-        run_dir = _make_free(parent, args.run_name)
-        try:
-            yield run_dir
-        except BaseException:
-            with contextlib.suppress(OSError):
-                run_dir.rmdir()
-            raise
-
-
-def _make_free(parent: Path, run_name: str | None) -> Path:
-    name = run_name or datetime.now().strftime("%Y%m%d%H%M%S")
-    for attempt in range(1000):
-        run_dir = parent / (f"{name}-{attempt}" if attempt else name)
-        try:
-            run_dir.mkdir()
-        except OSError as error:
-            if not isinstance(error, FileExistsError):
-                raise L3PruneError(f"cannot make the folder {run_dir}: {error.strerror}") from error
-            if run_name:
-                raise L3PruneError(
-                    f"{run_dir} exists; give another --run-name, or --continue-model-dir"
-                ) from None
-            continue  # jobs of an array start in the same second
-        return run_dir
-    raise L3PruneError(f"no free name for a run in {parent}")
 
 
 if __name__ == "__main__":

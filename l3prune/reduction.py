@@ -28,15 +28,15 @@ from pathlib import Path
 import numpy as np
 import tf_keras as keras
 
+from l3prune.checkpoints import BEST, LATEST, epochs_done, trained_beside
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, read_json
 from l3prune.networks import attach_config, network_config
-from l3prune.training import BEST
 
 #: The map between the embeddings, in a run's folder.
 REDUCTION = "reduction.npz"
 
-#: The trained map as it was after some epochs: what a checkpoint is to the student.
+#: The trained map after the last epochs and the best one, of runs begun before checkpoints held it.
 LINEAR_MAP = "linear_map.npz"
 
 KINDS = ("pca", "linear")
@@ -264,23 +264,11 @@ def unexplained(met: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(met - wanted).sum()) / variance
 
 
-def best_epoch(output_dir: Path) -> int:
-    """The epoch of a run's best checkpoint, from its sidecar; 0 before there is one.
-
-    Examples
-    --------
-    >>> best_epoch(Path("/nowhere"))
-    0
-    """
-    path = output_dir / Path(BEST).with_suffix(".json")
-    return int(read_json(path)["epoch"]) if path.is_file() else 0
-
-
 class _Mapped(keras.Model):
     """A student with a linear map behind it, to train: it computes and trains both.
 
     Whoever reads its layers or weights sees the student alone, so that checkpoints hold networks
-    to be used; `_Maps` keeps the map. Only the trainable variables have both.
+    to be used, and the map beside them. Only the trainable variables have both.
     """
 
     @property
@@ -291,25 +279,12 @@ class _Mapped(keras.Model):
     def weights(self):
         return [weight for layer in self.layers for weight in layer.weights]
 
-    def fit(self, *args, initial_epoch=0, callbacks=(), **kwargs):
-        """Keras's, from the map of `initial_epoch` on, and with its record kept."""
-        self.maps.go_on(initial_epoch, self.map)
-        return super().fit(
-            *args,
-            initial_epoch=initial_epoch,
-            # First: at the end of an epoch the map is on disk before the checkpoint that needs it.
-            callbacks=[self.maps, *callbacks],
-            **kwargs,
-        )
 
-
-def with_linear_map(
-    student: keras.Model, targets: np.ndarray, output_dir: Path, seed: int
-) -> keras.Model:
+def with_linear_map(student: keras.Model, targets: np.ndarray, seed: int) -> keras.Model:
     """A student with a linear map to the teacher's size behind it, for `training.fit`.
 
-    The map starts with the mean target and random weights. It is no part of the checkpoints;
-    `save_best_map` writes what it was in the best of them.
+    The map starts with the mean target and random weights. It is no part of the networks that
+    checkpoints hold; `save_best_map` writes what it was in the best of them.
 
     Parameters
     ----------
@@ -317,14 +292,12 @@ def with_linear_map(
         Its layers are the mapped network's own: it is trained in place.
     targets : np.ndarray, (n, T) float32
         The teacher's embeddings.
-    output_dir : pathlib.Path
-        The run's folder, where the map is kept.
     seed : int
 
     Examples
     --------
     >>> from l3prune.networks import create_network
-    >>> mapped = with_linear_map(create_network("sea64"), np.zeros((3, 512)), Path("/out"), 0)
+    >>> mapped = with_linear_map(create_network("sea64"), np.zeros((3, 512)), seed=0)
     >>> mapped.output_shape, mapped.layers[-1].name
     ((None, 512), 'embedding')
     """
@@ -338,9 +311,46 @@ def with_linear_map(
     mapped = _Mapped(student.inputs, dense(student.output), name=student.name)
     # Past Keras's own attributes, which would make the map a layer once more.
     object.__setattr__(mapped, "map", dense)
-    object.__setattr__(mapped, "maps", _Maps(output_dir))
     dense.bias.assign(np.asarray(targets, np.float32).mean(axis=0))
     return attach_config(mapped, network_config(student))
+
+
+def trains_a_map(output_dir: Path) -> bool:
+    """Whether the run in a folder trains a linear map with its student.
+
+    Examples
+    --------
+    >>> trains_a_map(Path("/nowhere"))
+    False
+    """
+    latest = output_dir / LATEST
+    return (output_dir / LINEAR_MAP).is_file() or (
+        latest.is_file() and bool(trained_beside(latest))
+    )
+
+
+def restore_earlier_map(mapped: keras.Model, output_dir: Path) -> None:
+    """Give a network the map of a run whose latest checkpoint does not hold it.
+
+    Runs begun by earlier versions kept it in a file of its own, linear_map.npz.
+
+    Raises
+    ------
+    L3PruneError
+        There is none, or it is not of this run.
+
+    Examples
+    --------
+    >>> restore_earlier_map(keras.Sequential(), Path("/nowhere"))
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such weight file: /nowhere/model_latest.h5
+    """
+    if not trained_beside(output_dir / LATEST):
+        found = _earlier_map(output_dir, epochs_done(output_dir))
+        if found.matrix.shape != tuple(mapped.map.kernel.shape):
+            raise L3PruneError(f"{output_dir / LINEAR_MAP} has a map of shape {found.matrix.shape}")
+        mapped.map.set_weights([found.matrix, found.mean])
 
 
 def save_best_map(output_dir: Path) -> None:
@@ -351,58 +361,26 @@ def save_best_map(output_dir: Path) -> None:
     >>> save_best_map(Path("/nowhere"))
     Traceback (most recent call last):
         ...
-    l3prune.errors.L3PruneError: no such file: /nowhere/linear_map.npz
+    l3prune.errors.L3PruneError: no such weight file: /nowhere/model_best_valid_loss.h5
     """
-    _Maps(output_dir).at(best_epoch(output_dir)).save(output_dir / REDUCTION)
+    trained = trained_beside(output_dir / BEST)
+    if trained:
+        matrix, mean = trained
+        best = Reduction("linear", mean, matrix)
+    else:
+        epoch = read_json((output_dir / BEST).with_suffix(".json"))["epoch"]
+        best = _earlier_map(output_dir, epoch)
+    best.save(output_dir / REDUCTION)
 
 
-class _Maps(keras.callbacks.Callback):
-    """The map after the last two epochs and after the best one, in a file.
-
-    A run that dies between this file and the checkpoint is continued from the epoch before.
-    """
-
-    def __init__(self, output_dir: Path):
-        super().__init__()
-        self.path = output_dir / LINEAR_MAP
-        self.maps: dict[int, Reduction] = {}
-
-    def at(self, epoch: int) -> Reduction:
-        """The map as it was after an epoch, from the file."""
-        arrays = read_arrays(self.path, "epochs", "means", "matrices")
-        try:
-            self.maps = {
-                int(number): Reduction("linear", mean, matrix)
-                for number, mean, matrix in zip(*arrays.values(), strict=True)
-            }
-            return self.maps[epoch]
-        except (ValueError, TypeError, KeyError) as error:
-            raise L3PruneError(
-                f"{self.path} does not have the map after epoch {epoch}; it is not of this run"
-            ) from error
-
-    def go_on(self, epoch: int, dense: keras.layers.Dense) -> None:
-        """Put the map of an epoch into its layer; epoch 0 is the start of a run."""
-        if epoch:
-            found = self.at(epoch)
-            if found.matrix.shape != tuple(dense.kernel.shape):
-                raise L3PruneError(f"{self.path} has a map of shape {found.matrix.shape}")
-            dense.set_weights([found.matrix, found.mean])
-        self.maps = {number: each for number, each in self.maps.items() if number <= epoch}
-
-    def on_epoch_end(self, epoch, logs=None):
-        now = epoch + 1
-        best = best_epoch(self.path.parent)
-        if best < now:  # else a checkpoint of the epoch that is done again here
-            self.maps = {n: each for n, each in self.maps.items() if n in (best, epoch)}
-        kernel, bias = self.model.map.get_weights()
-        if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-            return  # `fit` says so, and ends the run
-        self.maps[now] = Reduction("linear", bias, kernel)
-        with atomic_write(self.path) as temporary:
-            np.savez(
-                temporary,
-                epochs=np.array(list(self.maps)),
-                means=np.stack([each.mean for each in self.maps.values()]),
-                matrices=np.stack([each.matrix for each in self.maps.values()]),
-            )
+def _earlier_map(output_dir: Path, epoch: int) -> Reduction:
+    """The map after an epoch, from linear_map.npz."""
+    path = output_dir / LINEAR_MAP
+    arrays = read_arrays(path, "epochs", "means", "matrices")
+    try:
+        place = arrays["epochs"].tolist().index(epoch)
+        return Reduction("linear", arrays["means"][place], arrays["matrices"][place])
+    except (AttributeError, ValueError, TypeError, IndexError) as error:
+        raise L3PruneError(
+            f"{path} does not have the map after epoch {epoch}; it is not of this run"
+        ) from error

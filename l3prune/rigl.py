@@ -10,9 +10,10 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from l3prune.batches import Batches, signature
 from l3prune.checks import check_whole
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.gradual import Batches, MaskUpdate
+from l3prune.gradual import MaskUpdate
 from l3prune.plan import PruningPlan
 
 
@@ -38,7 +39,7 @@ class RigL(MaskUpdate):
     alpha : float
         In (0, 1]: fraction at the start.
     layers : collection of str, or None
-        `MaskedConv2D` layers, which hold the sparsity; None takes all.
+        `MaskedConv2D` layers, which hold the sparsity; None takes all that are trainable.
     batches : callable, first batch -> iterator of (inputs, targets); or None
         Where the gradient's batches are from; None takes what `training.fit` trains on.
 
@@ -189,12 +190,8 @@ def _gradient_function(network: keras.Model, kernels: list[Any]) -> Callable[...
             f"RigL needs one loss function and the network is compiled with loss={network.loss!r}"
         )
     loss = keras.losses.get(network.loss)
-    signature = [
-        tf.TensorSpec((None, *shape[1:]), tf.float32)
-        for shape in (network.input_shape, network.output_shape)
-    ]
 
-    @tf.function(input_signature=signature)
+    @tf.function(input_signature=signature(network))
     def gradients(inputs, targets):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernels)

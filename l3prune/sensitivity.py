@@ -33,9 +33,11 @@ from l3prune.files import new_folder, read_json, write_json
 from l3prune.quiet import load_tensorflow
 
 if TYPE_CHECKING:
+    import tf_keras as keras
+
     from l3prune.scan import Candidates, Spread
 
-METRICS = ("mse", "accuracy")
+METRICS = ("mse", "accuracy", "avc")
 
 #: In the output folder.
 FIGURE = "sensitivity.png"
@@ -75,8 +77,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--metric",
         default="mse",
-        help="mse of the embedding; or accuracy, besides, of a classifier that is trained on each "
-        "network's embeddings (%(default)s)",
+        help="mse of the embedding; besides, accuracy: of a classifier that is trained on each "
+        "network's embeddings, or avc: on audio-visual correspondence, by a network with both "
+        "halves (%(default)s)",
     )
     add("--max-windows", type=int, default=512, help="evenly spread; 0 for all (%(default)s)")
     add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
@@ -116,11 +119,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _check(args: argparse.Namespace) -> list[Budget]:
     """Everything about the arguments that needs neither data nor TensorFlow."""
-    if args.metric == "avc":
-        raise ParameterError(
-            "--metric avc is not available yet: there is no audio-visual correspondence network "
-            f"to train or test; take {' or '.join(METRICS)}"
-        )
     for option, values, known in (
         ("--mode", [args.mode], MODES),
         ("--metric", [args.metric], METRICS),
@@ -171,11 +169,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     budgets = _check(args)
     load_tensorflow()
-    from l3prune import models
+    from l3prune import avc, models
     from l3prune.scan import Candidates
 
-    # The data are sound, whatever the network in the file was trained on.
-    teacher = models.load(args.weights, input="waveform")
+    whole = None
+    if args.metric == "avc":
+        whole = models.load(args.weights, "avc", input="waveform")
+        teacher = avc.audio_half(whole)
+    else:
+        # The data are sound, whatever the network in the file was trained on.
+        teacher = models.load_audio(args.weights, input="waveform")
     candidates = Candidates(teacher, args.mode, args.criterion)
     folder = Path(args.output_dir)
     if args.lists_only:
@@ -188,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         reach = {layer: [(0.0, 0.0), (args.amounts[-1] / 100, 1.0)] for layer in candidates.scanned}
         if not (folder / TABLE).exists():
             _allocate(args, budgets, candidates, reach | _whole(candidates))
-        rows = _measure(args, candidates, folder)
+        rows = _measure(args, candidates, whole, folder)
         plot(rows, folder / FIGURE, _title(args, teacher.name))
     if candidates.left_out:
         print(f"left out, its filters are the embedding: {', '.join(candidates.left_out)}")
@@ -209,13 +212,19 @@ def _whole(candidates: Candidates) -> dict[str, list[tuple[float, float]]]:
     return {layer: [(0.0, 0.0)] for layer in candidates.left_out}
 
 
-def _measure(args: argparse.Namespace, candidates: Candidates, folder: Path) -> list[Row]:
-    """The finished table of sensitivities; with what was there before, if it is of the same."""
+def _measure(
+    args: argparse.Namespace, candidates: Candidates, whole: keras.Model | None, folder: Path
+) -> list[Row]:
+    """The finished table of sensitivities; with what was there before, if it is of the same.
+
+    `whole` is the audio-visual network whose audio half is pruned, if correspondence is measured.
+    """
     import filelock
 
     from l3prune.networks import l3
     from l3prune.scan import Spread, scan
     from l3prune.training import environment
+    from l3prune.weights import fingerprint
     from l3prune.windows import open_windows
 
     cache = Path(args.cache_dir or folder / "cache")
@@ -226,9 +235,12 @@ def _measure(args: argparse.Namespace, candidates: Candidates, folder: Path) -> 
         )
         windows = Spread(source, args.max_windows)
         identity = _identity(args, candidates, windows)
+        if whole is not None:
+            identity["whole_network"] = fingerprint(whole)
         if (folder / TABLE).exists():
             _check_record(folder, identity)
         variance = _variance(args, candidates, windows, cache)
+        tested = None if whole is None else _correspondence(args, whole, rate)
     lock = folder / ".lock"
     try:
         with filelock.FileLock(lock, timeout=0):
@@ -244,7 +256,7 @@ def _measure(args: argparse.Namespace, candidates: Candidates, folder: Path) -> 
                     "versions": environment(),
                 },
             )
-            judge = _judge(args, candidates, windows, cache, folder, variance)
+            judge = _judge(args, candidates, windows, cache, folder, variance, tested)
             try:
                 return scan(candidates, args.amounts, judge, folder / TABLE, quiet=args.quiet)
             finally:
@@ -332,6 +344,7 @@ def _judge(
     cache: Path,
     folder: Path,
     variance: float,
+    tested: Callable[[keras.Model], float] | None,
 ) -> Callable[[Any], dict[str, float]]:
     from l3prune.evaluation import embedding_mse
 
@@ -342,9 +355,34 @@ def _judge(
         figures = {"mse": mse, "relative_mse": mse / variance}
         if args.metric == "accuracy":
             figures["accuracy"] = _accuracy(args, network, folder / "candidate")
+        if tested is not None:
+            figures["accuracy"] = tested(network)
         return figures
 
     return judge
+
+
+def _correspondence(
+    args: argparse.Namespace, whole: keras.Model, rate: int
+) -> Callable[[keras.Model], float]:
+    """The accuracy on audio-visual correspondence with another audio half, its image half and its
+    fusion as they are."""
+    from l3prune import avc
+    from l3prune.correspondence import correspondence
+    from l3prune.datasets.avc import open_pairs
+
+    pairs = open_pairs(args.validation_data, rate)
+    vision = avc.vision_half(whole)
+    batches = -(-(args.max_windows or len(pairs)) // args.batch_size)
+
+    def tested(audio: keras.Model) -> float:
+        joined = avc.join(audio, vision, whole)
+        figures = correspondence(
+            joined, pairs, batch_size=args.batch_size, epoch_size=batches, quiet=True
+        )
+        return figures["avc_accuracy"]
+
+    return tested
 
 
 def _accuracy(args: argparse.Namespace, network: Any, folder: Path) -> float:
@@ -410,10 +448,12 @@ def _title(args: argparse.Namespace, name: str) -> str:
 def _print_rows(rows: Sequence[Row], layers: Sequence[str], metric: str) -> None:
     """The table: a line a layer, a column an amount."""
     amounts = sorted({row.amount_percent for row in rows if row.layer != UNPRUNED})
-    shown = ["relative_mse"] + ["accuracy"] * (metric == "accuracy")
+    shown = ["relative_mse"] + ["accuracy"] * (metric != "mse")
     width = max(len("unpruned"), *map(len, layers)) + 1
     for column in shown:
-        title = {"relative_mse": "squared error / variance", "accuracy": "clip accuracy, %"}[column]
+        title = "squared error / variance"
+        if column == "accuracy":
+            title = f"{'correspondence' if metric == 'avc' else 'clip accuracy'}, %"
         print(f"{title}, percent pruned of one layer:")
         print(" " * width + "".join(f"{percent:9.4g}" for percent in amounts))
         values = {(row.layer, row.amount_percent): getattr(row, column) for row in rows}

@@ -13,7 +13,7 @@ from l3prune.channels import PRODUCERS, check_functional, follow, named_layers
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
 from l3prune.layers import LogMelSpectrogram, MaskedConv2D
-from l3prune.networks import NetworkConfig, attach_config
+from l3prune.networks import attach_config, narrowed_config
 from l3prune.plan import PruningPlan
 
 #: A layer's weights by short name, of its source, as its copy has them.
@@ -168,11 +168,7 @@ def remove_filters(network: keras.Model, plan: PruningPlan) -> keras.Model:
     copy = _rebuild(network, smaller, sliced, widths)
     config = getattr(network, "l3prune_config", None)
     if config is not None:
-        arguments = dict(config.arguments)
-        arguments["filters"] = [layer.filters for layer in convolutions(copy).values()]
-        if "embedding_size" in arguments:
-            arguments["embedding_size"] = copy.output_shape[1]
-        attach_config(copy, NetworkConfig(config.name, arguments))
+        attach_config(copy, narrowed_config(config, copy))
     return copy
 
 
@@ -187,7 +183,8 @@ def behind_front_end(network: keras.Model) -> keras.Model:
     """
     for layer in network.layers:
         if isinstance(layer, LogMelSpectrogram):
-            return keras.Model(layer.output, network.outputs)
+            inputs = [layer.output if each is layer.input else each for each in network.inputs]
+            return keras.Model(inputs if len(inputs) > 1 else inputs[0], network.outputs)
     return network
 
 

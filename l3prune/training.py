@@ -1,10 +1,8 @@
-"""Training with records: checkpoints, history, config, exact resume, seeds."""
+"""Training with records: objectives, recipes, checkpoints, history, exact resume, seeds."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import json
 import math
 import os
 import platform
@@ -12,25 +10,60 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import __version__, graph
-from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import make_folder, write_table
-from l3prune.gradual import Batches, MaskUpdate, one_at_a_time
-from l3prune.weights import load_network, read_attachment, save_network
-
-LATEST = "model_latest.h5"
-BEST = "model_best_valid_loss.h5"
-HISTORY = "history.csv"
+from l3prune import __version__
+from l3prune.batches import Batches, Inputs, datasets, one_at_a_time
+from l3prune.checkpoints import (
+    BEST,
+    Keeper,
+    Progress,
+    enter_epoch,
+    remove_remains,
+    restore,
+    take_weights,
+)
+from l3prune.errors import ParameterError
+from l3prune.files import make_folder
+from l3prune.gradual import MaskUpdate
+from l3prune.interruption import noted
+from l3prune.weights import load_network
 
 #: Enough for the means and variances that BatchNorm needs; more would only cost time.
 _CALIBRATION_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training makes small, and what it reports beside that.
+
+    Attributes
+    ----------
+    loss : str
+        Of Keras. The network's weight decay is added to it. The best epoch is that of the lowest
+        validation loss, whatever the loss is.
+    metrics : tuple of str
+        Of Keras.
+
+    Examples
+    --------
+    >>> EMBEDDING.loss, CORRESPONDENCE.metrics
+    ('mse', ('accuracy',))
+    """
+
+    loss: str
+    metrics: tuple[str, ...]
+
+
+#: An embedding near a given one.
+EMBEDDING = Objective("mse", ("mae", "mse"))
+
+#: Whether image and sound are of one video; see the network `avc`.
+CORRESPONDENCE = Objective("categorical_crossentropy", ("accuracy",))
 
 
 @dataclass(frozen=True)
@@ -54,6 +87,8 @@ class Recipe:
     plateau_patience, plateau_factor : int, float
     checkpoint_interval : int
         Epochs between numbered checkpoints; 0 for none.
+    checkpoint_minutes : float
+        Between checkpoints within an epoch, of which the latest is kept; 0 for none.
     batch_norm : {"train", "freeze"}
         "train" normalises by each batch and trains scale and shift, as EdgeL3. "freeze" first
         measures the statistics of the pruned network on training data, then trains the weights
@@ -80,6 +115,7 @@ class Recipe:
     plateau_patience: int = 5
     plateau_factor: float = 0.1
     checkpoint_interval: int = 10
+    checkpoint_minutes: float = 10
     batch_norm: str = "train"
     seed: int = 20180216
 
@@ -97,15 +133,16 @@ class Recipe:
             raise ParameterError(f"seed={self.seed} is not below 2^32, as NumPy's seeds are")
         if self.schedule not in ("plateau", "cosine"):
             raise ParameterError(f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine'")
-        for name in ("learning_rate", "min_delta", "plateau_factor"):
+        for name in ("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"):
             if isinstance(getattr(self, name), bool) or not isinstance(
                 getattr(self, name), int | float | np.number
             ):
                 raise ParameterError(f"{name}={getattr(self, name)!r} is not a number")
         if not 0 < self.learning_rate < math.inf:
             raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
-        if not 0 <= self.min_delta < math.inf:
-            raise ParameterError(f"min_delta={self.min_delta} is not a number ≥ 0")
+        for name in ("min_delta", "checkpoint_minutes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ParameterError(f"{name}={getattr(self, name)} is not a number ≥ 0")
         if not 0 < self.plateau_factor < 1:
             raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
         if self.batch_norm not in ("train", "freeze"):
@@ -115,60 +152,67 @@ class Recipe:
 def fit(
     network: keras.Model,
     batches: Batches,
-    validation: Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]],
+    validation: Callable[[], Iterator[tuple[Inputs, np.ndarray]]],
     steps_per_epoch: int,
     output_dir: str | os.PathLike[str],
     recipe: Recipe,
     *,
+    objective: Objective = EMBEDDING,
     pruner: MaskUpdate | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
     """Train a network in place, to the weights of its best validation loss.
 
-    The loss is the mean squared error, plus the network's weight decay; the mean squared and the
-    mean absolute error alone are the metrics `mse` and `mae`.
+    After each epoch, every `checkpoint_minutes` within one, and when SIGTERM or SIGUSR1 asks the
+    run to end, `model_latest.h5` is written in one go, with all that the run's future depends on: a
+    resumed run continues from there bit for bit on CPU. `model_best_valid_loss.h5` is the best
+    epoch so far; `history.csv` the history for people; `tensorboard/` the same for TensorBoard.
 
-    After each epoch `model_latest.h5` holds weights, masks, optimizer state and history in one
-    atomically written file; a resumed run continues from there bit for bit on CPU.
-    `model_best_valid_loss.h5` is the best so far; `history.csv` the history for people;
-    `tensorboard/` the same for TensorBoard.
+    Layers that are not trainable are left as they are: BatchNorm among them computes as inference
+    does, and masks in them do not change.
 
     Parameters
     ----------
     network : keras.Model
         As `create_network`, `load_network` or surgery gave it.
     batches : callable, first batch -> endless iterator of (inputs, targets)
-        The stream from its `first batch`-th batch on.
+        The stream from its `first batch`-th batch on. Inputs are one array, or for a network of
+        several inputs a tuple of arrays in their order.
     validation : callable, () -> iterator of (inputs, targets)
         The same batches each time.
     steps_per_epoch : int
         Batches.
     output_dir : str or path-like
     recipe : Recipe
+    objective : Objective
+        `EMBEDDING` or `CORRESPONDENCE`.
     pruner : MaskUpdate or None
         Changes the network's masks while it is trained; see `gradual`. The best epoch is then the
         best of those that end with the final sparsity; early stopping and the plateau rule begin to
         look at the loss in the epoch in which the masks come to rest; and "freeze" measures the
         statistics again whenever masks have changed.
     resume : bool
-        Go on from `output_dir`'s latest checkpoint, in the middle of the pruner's schedule too.
+        Go on from `output_dir`'s latest checkpoint, in the middle of an epoch and of the pruner's
+        schedule too.
     quiet : bool
         No progress bars.
 
     Returns
     -------
     history : list of dict
-        One row an epoch: epoch (from 1), learning_rate, loss, mae, mse, and val_ of the three;
-        with a pruner also the sparsity.
+        One row an epoch: epoch (from 1), learning_rate, loss, the objective's metrics, and val_ of
+        the loss and the metrics; with a pruner also the sparsity.
 
     Raises
     ------
     ParameterError
         The pruner's schedule ends after the run, or the network has no masks where it has layers.
+    Interrupted
+        A signal came, and the checkpoint is written.
     L3PruneError
-        `resume` and the folder has no history or no checkpoint, or they are of another network;
-        the loss is not finite.
+        `resume` and the folder has no checkpoint, or it is of another network; the loss is not
+        finite.
 
     Examples
     --------
@@ -189,70 +233,64 @@ def fit(
         pruner.training_batches = batches = one_at_a_time(batches)
         pruner.changed = None
     output_dir = make_folder(output_dir)
+    remove_remains(output_dir)
     keras.utils.set_random_seed(recipe.seed)
-    if recipe.batch_norm == "freeze":
-        count = min(steps_per_epoch, _CALIBRATION_BATCHES)
-        measure = functools.partial(_measure_and_freeze, network, batches, count)
-        if not resume:
-            measure(0)
-        _set_batch_norm_trainable(network, False)
-        if pruner is not None:
-            pruner.changed = measure
-    optimizer = keras.optimizers.Adam(recipe.learning_rate)
-    network.compile(optimizer, loss="mse", metrics=["mae", "mse"])
-    # Built within the first step, it would have that step traced twice.
-    optimizer.build(network.trainable_variables)
-    history = _restore(network, optimizer, output_dir, pruner, final) if resume else []
-    stopper = keras.callbacks.EarlyStopping(
-        "val_loss",
-        min_delta=recipe.min_delta,
-        patience=recipe.early_stopping_patience,
-        start_from_epoch=settled,
-    )
-    if recipe.schedule == "cosine":
-        schedule = keras.callbacks.LearningRateScheduler(
-            lambda epoch: (
-                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
-            )
-        )
-    else:
-        schedule = _LatePlateau(
-            settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
-        )
-    replay = _Replay([stopper, schedule], list(history), recipe.learning_rate)
-    first = len(history)
-    if first < recipe.epochs and not replay.ends_stopped(network):
-        with _datasets(network, lambda: batches(first * steps_per_epoch), validation) as (
-            data,
-            validation_data,
-        ):
-            network.fit(
-                data,
-                initial_epoch=first,
-                epochs=recipe.epochs,
-                steps_per_epoch=steps_per_epoch,
-                validation_data=validation_data,
-                callbacks=[
+    norms = _trained_norms(network)
+    try:
+        with noted() as signals:
+            if recipe.batch_norm == "freeze":
+                count = min(steps_per_epoch, _CALIBRATION_BATCHES)
+                measure = functools.partial(_measure_and_freeze, network, norms, batches, count)
+                if not resume:
+                    measure(0)
+                _set_trainable(norms, False)
+                if pruner is not None:
+                    pruner.changed = measure
+            _compile(network, recipe.learning_rate, objective)
+            progress = Progress()
+            if resume:
+                progress = restore(network, output_dir, steps_per_epoch, pruner, final)
+            stopper, schedule = _rules(recipe, settled)
+            replay = _Replay([stopper, schedule], list(progress.history), recipe.learning_rate)
+            if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):
+                callbacks = [
                     *([] if pruner is None else [pruner]),
                     stopper,
                     schedule,
                     replay,
-                    # After the schedule, so that the checkpoint has the next epoch's learning rate.
-                    _Keeper(output_dir, history, recipe.checkpoint_interval, final, pruner),
                     keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
-                ],
-                # A bar on a terminal, a line an epoch in a job's log.
-                verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
-            )
-    _set_batch_norm_trainable(network, True)
-    _take_weights(network, load_network(output_dir / BEST))
-    return history
+                    Keeper(
+                        output_dir,
+                        progress,
+                        steps_per_epoch,
+                        recipe.checkpoint_interval,
+                        recipe.checkpoint_minutes,
+                        final,
+                        pruner,
+                        signals,
+                    ),
+                ]
+                _train(
+                    network,
+                    (batches, validation),
+                    progress,
+                    (steps_per_epoch, recipe.epochs),
+                    callbacks,
+                    # A bar on a terminal, a line an epoch in a job's log.
+                    verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
+                )
+    finally:
+        _set_trainable(norms, True)
+    take_weights(network, load_network(output_dir / BEST))
+    return progress.history
 
 
 def measure_batch_norm(
-    network: keras.Model, batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int
+    network: keras.Model, batches: Iterator[tuple[Inputs, np.ndarray]], count: int
 ) -> None:
     """Set the BatchNorm statistics of a network to the means over some batches, in place.
+
+    Those of layers that are not trainable stay as they are.
 
     Parameters
     ----------
@@ -271,7 +309,7 @@ def measure_batch_norm(
     >>> network.get_layer("batch_normalization_1").moving_mean.numpy()
     array([-3.], dtype=float32)
     """
-    layers = _batch_norms(network)
+    layers = _trained_norms(network)
     momenta = [layer.momentum for layer in layers]
     for number in range(count):
         inputs, _ = next(batches)
@@ -282,60 +320,117 @@ def measure_batch_norm(
         layer.momentum = momentum
 
 
-def _measure_and_freeze(network: keras.Model, batches: Batches, count: int, first: int) -> None:
-    _set_batch_norm_trainable(network, True)  # or the batches would not count
+def _trained_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
+    return [
+        layer
+        for layer in network.layers
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+
+
+def _measure_and_freeze(
+    network: keras.Model,
+    norms: list[keras.layers.BatchNormalization],
+    batches: Batches,
+    count: int,
+    first: int,
+) -> None:
+    _set_trainable(norms, True)  # or the batches would not count
     measure_batch_norm(network, batches(first), count)
-    _set_batch_norm_trainable(network, False)
+    _set_trainable(norms, False)
 
 
-def _batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
-    return [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
-
-
-def _set_batch_norm_trainable(network: keras.Model, trainable: bool) -> None:
+def _set_trainable(norms: list[keras.layers.BatchNormalization], trainable: bool) -> None:
     # Keras: a BatchNorm that is not trainable runs in inference mode during training.
-    for layer in _batch_norms(network):
+    for layer in norms:
         layer.trainable = trainable
 
 
-def _take_weights(network: keras.Model, source: keras.Model) -> None:
-    """Copy weights by layer: Keras's own order depends on what is trainable at the moment."""
-    for target, layer in zip(network.layers, source.layers, strict=True):
-        target.set_weights(layer.get_weights())
+def _compile(network: keras.Model, learning_rate: float, objective: Objective) -> None:
+    """Compile a network, and build now what Keras builds within the first step."""
+    optimizer = keras.optimizers.Adam(learning_rate)
+    network.compile(optimizer, loss=objective.loss, metrics=list(objective.metrics))
+    with network.distribute_strategy.scope():
+        # Later, it would have that step traced twice.
+        optimizer.build(network.trainable_variables)
+        # Later, a resumed run could not give the metrics what they held.
+        output = tf.zeros((1, *network.output_shape[1:]))
+        network.compiled_loss.build(output)
+        network.compiled_metrics.build(output, output)
 
 
-@contextlib.contextmanager
-def _datasets(
-    network: keras.Model, *streams: Callable[[], Iterator[Any]]
-) -> Iterator[list[tf.data.Dataset]]:
-    """Streams of batches as prefetched datasets; their own errors come out as they are.
+def _train(
+    network: keras.Model,
+    streams: tuple[Batches, Callable[[], Iterator[Any]]],
+    progress: Progress,
+    size: tuple[int, int],
+    callbacks: list[keras.callbacks.Callback],
+    verbose: int,
+) -> None:
+    """Keras's `fit`, which begins where the progress says: within an epoch, or at its validation.
 
-    TensorFlow would turn a damaged file's message into a traceback of its own.
+    Parameters
+    ----------
+    size : tuple of 2 int
+        Steps of an epoch, epochs.
     """
-    failures: list[L3PruneError] = []
-
-    def guarded(stream: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-        try:
-            yield from stream()
-        except L3PruneError as error:
-            failures.append(error)
-            raise
-
-    signature = tuple(
-        tf.TensorSpec((None, *shape[1:]), tf.float32)
-        for shape in (network.input_shape, network.output_shape)
+    batches, validation = streams
+    steps, epochs = size
+    strategy = network.distribute_strategy
+    first = len(progress.history)
+    every = keras.callbacks.CallbackList(
+        callbacks,
+        add_progbar=verbose != 0,
+        model=network,
+        verbose=verbose,
+        epochs=epochs,
+        steps=steps,
     )
-    try:
-        yield [
-            tf.data.Dataset.from_generator(
-                functools.partial(guarded, stream), output_signature=signature
-            ).prefetch(2)
-            for stream in streams
-        ]
-    except tf.errors.OpError:
-        if failures:
-            raise failures[0] from None
-        raise
+    entered = functools.partial(batches, first * steps + progress.step)
+    with datasets(network, entered, validation) as (data, validation_data), strategy.scope():
+        network.stop_training = False
+        train_step = network.make_train_function()
+        iterator = iter(strategy.experimental_distribute_dataset(data))
+        try:
+            every.on_train_begin()
+            for epoch in range(first, epochs):
+                network.reset_metrics()
+                every.on_epoch_begin(epoch)
+                if progress.step:
+                    enter_epoch(network, progress.sums)
+                for step in range(progress.step, steps):
+                    every.on_train_batch_begin(step)
+                    logs = train_step(iterator)
+                    every.on_train_batch_end(step, logs)
+                row = network.get_metrics_result()
+                found = network.evaluate(
+                    validation_data, callbacks=every, return_dict=True, verbose=0
+                )
+                row |= {f"val_{name}": value for name, value in found.items()}
+                every.on_epoch_end(epoch, {name: float(value) for name, value in row.items()})
+                if network.stop_training:
+                    break
+        finally:
+            every.on_train_end()  # closes TensorBoard's files
+
+
+def _rules(recipe: Recipe, settled: int) -> tuple[keras.callbacks.Callback, ...]:
+    """What ends a run early, and what changes its learning rate; from an epoch on."""
+    stopper = keras.callbacks.EarlyStopping(
+        "val_loss",
+        min_delta=recipe.min_delta,
+        patience=recipe.early_stopping_patience,
+        start_from_epoch=settled,
+    )
+    if recipe.schedule == "cosine":
+        return stopper, keras.callbacks.LearningRateScheduler(
+            lambda epoch: (
+                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
+            )
+        )
+    return stopper, _LatePlateau(
+        settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+    )
 
 
 class _Replay(keras.callbacks.Callback):
@@ -374,110 +469,6 @@ class _LatePlateau(keras.callbacks.ReduceLROnPlateau):
     def on_epoch_end(self, epoch, logs=None):
         if epoch >= self.start_from_epoch:
             super().on_epoch_end(epoch, logs)
-
-
-class _Keeper(keras.callbacks.Callback):
-    """Writes the checkpoints and the history after each epoch; the first `final` are no best."""
-
-    def __init__(
-        self,
-        output_dir: Path,
-        history: list[dict[str, float]],
-        interval: int,
-        final: int,
-        pruner: MaskUpdate | None,
-    ):
-        super().__init__()
-        self.output_dir = output_dir
-        self.history = history
-        self.interval = interval
-        self.final = final
-        self.pruner = pruner
-        self.learning_rate = 0.0
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.learning_rate = float(keras.backend.get_value(self.model.optimizer.learning_rate))
-
-    def on_epoch_end(self, epoch, logs=None):
-        row: dict[str, float] = {"epoch": epoch + 1, "learning_rate": self.learning_rate}
-        row.update({name: float(value) for name, value in (logs or {}).items() if name != "lr"})
-        if not all(math.isfinite(value) for value in row.values()):
-            raise L3PruneError(
-                f"training diverged in epoch {epoch + 1} (the loss is not finite); "
-                "take a smaller learning rate"
-            )
-        best = min((each["val_loss"] for each in self.history[self.final :]), default=math.inf)
-        self.history.append(row)
-        if epoch >= self.final and row["val_loss"] < best:
-            save_network(self.model, self.output_dir / BEST, origin=row)
-        state = {
-            f"optimizer-{number:04d}": variable.numpy()
-            for number, variable in enumerate(self.model.optimizer.variables)
-        }
-        state["history"] = np.frombuffer(json.dumps(self.history).encode(), np.uint8)
-        if self.pruner is not None:
-            state["pruner"] = np.frombuffer(_described(self.pruner).encode(), np.uint8)
-        if self.interval and (epoch + 1) % self.interval == 0:
-            save_network(
-                self.model, self.output_dir / f"model_checkpoint.{epoch + 1:02d}.h5", origin=row
-            )
-        write_table(self.output_dir / HISTORY, self.history)
-        # Last: what was written before it is written again, alike, if the run dies here.
-        save_network(self.model, self.output_dir / LATEST, origin=row, attachment=state)
-
-
-def _described(pruner: MaskUpdate | None) -> str:
-    return json.dumps(None if pruner is None else pruner.description(), sort_keys=True)
-
-
-def _restore(
-    network: keras.Model, optimizer, output_dir: Path, pruner: MaskUpdate | None, final: int
-) -> list[dict[str, float]]:
-    """Put the latest checkpoint into network and optimizer; the history that it ends."""
-
-    def check(name: str) -> None:
-        if not (output_dir / name).is_file():
-            raise L3PruneError(
-                f"{output_dir} has no {name}, so there is no run to continue there; "
-                "give the folder of a run that finished at least one epoch"
-            )
-
-    check(HISTORY)
-    check(LATEST)
-    latest = load_network(output_dir / LATEST)
-    state = read_attachment(output_dir / LATEST)
-    if "history" not in state:
-        raise L3PruneError(f"{output_dir / LATEST} holds weights only, not the state of a run")
-    history = json.loads(state["history"].tobytes())
-    stored = state["pruner"].tobytes().decode() if "pruner" in state else _described(None)
-    if stored != _described(pruner):
-        raise L3PruneError(
-            f"the run in {output_dir} changed its masks by {stored}, not by {_described(pruner)}; "
-            "continue it with its own schedule (null: with none)"
-        )
-    # Before the network is as sparse as it is to be, no epoch is the best.
-    if len(history) > final:
-        check(BEST)
-    masks, latest_masks = graph.masks(network), graph.masks(latest)
-    shapes = [
-        [tuple(weight.shape) for layer in net.layers for weight in layer.weights]
-        for net in (network, latest)
-    ]
-    same = masks == latest_masks if pruner is None else pruner.continues(masks, latest_masks)
-    if shapes[0] != shapes[1] or not same:
-        raise L3PruneError(
-            f"the run in {output_dir} trained another network than the one given, or one with "
-            "other masks: continue it with the same weights, sparsities and model type"
-        )
-    slots = [array for name, array in sorted(state.items()) if name.startswith("optimizer-")]
-    if [slot.shape for slot in slots] != [tuple(v.shape) for v in optimizer.variables]:
-        raise L3PruneError(
-            f"the run in {output_dir} trained other layers; continue it with its own batch_norm"
-        )
-    _take_weights(network, latest)
-    for variable, slot in zip(optimizer.variables, slots, strict=True):
-        variable.assign(slot)
-    return history
 
 
 def environment() -> dict[str, str]:

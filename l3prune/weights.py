@@ -20,11 +20,11 @@ import h5py
 import numpy as np
 import tf_keras as keras
 
-from l3prune import __version__, graph, layouts, surgery
+from l3prune import __version__, detection, graph, layouts, surgery
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, write_json
 from l3prune.layers import MaskedConv2D
-from l3prune.networks import create_network, list_networks, network_config
+from l3prune.networks import avc, create_network, list_networks, network_config
 from l3prune.plan import PruningPlan
 
 
@@ -37,7 +37,7 @@ def save_network(
 ) -> None:
     """Write a checkpoint: `path` (.h5), its .json sidecar and, with masks, its .plan.npz.
 
-    The .h5 file alone is the network; each file is written atomically, the .h5 first.
+    The .h5 file alone is the network; each file is written atomically, the .h5 last.
 
     Parameters
     ----------
@@ -85,8 +85,6 @@ def save_network(
             for name, array in attachment.items():
                 group.create_dataset(name, data=array)
     content = memory.getvalue()
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(content)
     plan_path = path.with_suffix(".plan.npz")
     if plan:
         plan.save(plan_path)
@@ -106,6 +104,9 @@ def save_network(
             **(origin or {}),
         },
     )
+    # Last: a run that dies before goes on from the earlier file, and writes all three again.
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _create(memory: io.BytesIO) -> h5py.File:
@@ -147,7 +148,7 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
     """Load a network from a weight file, which may be gzipped.
 
     Our own checkpoints say what they are. In others (Keras `save_weights` or whole-model files of
-    the L3 family, see `layouts`) the network is detected, and weights are matched by kind and
+    the L3 family, see `detection`) the network is detected, and weights are matched by kind and
     order; layer names are free, and stored code or configuration is never used.
 
     Parameters
@@ -155,8 +156,9 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
     path : str or path-like
         .h5 or .h5.gz.
     name : str or None
-        What the file must hold; None detects it. "vision" takes the image half of an
-        audio-visual file, None its audio half.
+        What the file must hold; None detects it. Of an audio-visual file the image half is
+        "vision", the audio half its own name, such as "mel256", or "audio" whichever it is, and
+        the whole "avc"; None takes the whole of our own checkpoint, and the audio half of others.
     **arguments
         Passed to `create_network`, in place of those stored or detected.
 
@@ -177,30 +179,42 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
         ...
     l3prune.errors.L3PruneError: no such weight file: /nowhere/net.h5
     """
-    if name is not None and name not in list_networks():
+    if name not in (None, detection.ANY_AUDIO, *list_networks()):
         raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
     with layouts.open_file(path) as file:
         description = layouts.description(file, path)
         content = layouts.read_layers(file, path)
-    layers = content.layers
     if description is not None:
-        stored = description["network"]
-        if name is not None and name != stored:
-            raise L3PruneError(f"{path} holds the network {stored}, not {name}")
-        name = stored
-        layouts.check_filters(layers, description["arguments"].get("filters"), name, path)
-        arguments = {**description["arguments"], **arguments}
+        name, said, layers = detection.stored(content, description, name, path)
     else:
-        name, detected, layers = layouts.detect(content, name, path)
-        arguments = {**detected, **arguments}
-    network = create_network(name, **arguments)
+        name, said, layers = detection.detect(content, name, path, arguments.get("audio"))
+    network = create_network(name, **{**said, **arguments})
+    sources = _matched(network, layers, path)
     masks = {
-        layer.name: layer.arrays["mask"].astype(bool) for layer in layers if "mask" in layer.arrays
+        target: source.arrays["mask"].astype(bool)
+        for target, source in sources.items()
+        if "mask" in source.arrays
     }
     if masks:
         network = surgery.apply_masks(network, PruningPlan(masks))
-    _assign(network, layers, path)
+    _assign(network, sources, path)
     return network
+
+
+def stored_network(path: str | os.PathLike[str]) -> str | None:
+    """The network that our own checkpoint says it holds; None for a file of others.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "net.h5"
+    >>> save_network(create_network("sea64"), path)
+    >>> stored_network(path)
+    'sea64'
+    """
+    with layouts.open_file(path) as file:
+        description = layouts.description(file, path)
+    return None if description is None else description["network"]
 
 
 def read_attachment(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -236,8 +250,13 @@ def fingerprint(network: keras.Model) -> str:
     return digest.hexdigest()[:16]
 
 
-def _assign(network: keras.Model, layers: list[layouts.LayerWeights], path) -> None:
-    targets = [layer for layer in network.layers if layer.weights]
+def _matched(
+    network: keras.Model, layers: list[layouts.LayerWeights], path
+) -> dict[str, layouts.LayerWeights]:
+    """The layers of a file by the names of the network's layers, in whose order they are."""
+    targets = [layer.name for layer in network.layers if layer.weights]
+    if network_config(network).name in avc.NETWORKS:
+        targets.sort(key=lambda target: avc.PARTS.index(avc.part_of(target)))
     # The L3 embedding is taken before the last BatchNorm, which full audio networks hold.
     if len(layers) == len(targets) + 1 and layers[-1].kind == "batch normalisation":
         layers = layers[:-1]
@@ -246,12 +265,17 @@ def _assign(network: keras.Model, layers: list[layouts.LayerWeights], path) -> N
             f"{path} has {len(layers)} weighted layers, the network {network.name} "
             f"{len(targets)}: these are weights for another network"
         )
-    for target, source in zip(targets, layers, strict=True):
+    return dict(zip(targets, layers, strict=True))
+
+
+def _assign(network: keras.Model, sources: Mapping[str, layouts.LayerWeights], path) -> None:
+    for name, source in sources.items():
+        target = network.get_layer(name)
         weights = {surgery.short_name(weight): weight for weight in target.weights}
         if not source.arrays.keys() >= weights.keys():
             raise L3PruneError(
                 f"{path}: layer {source.name} has weights {', '.join(source.arrays)} where "
-                f"{target.name} of {network.name} has {', '.join(weights)}: "
+                f"{name} of {network.name} has {', '.join(weights)}: "
                 "these are weights for another network"
             )
         for short, weight in weights.items():
@@ -259,7 +283,7 @@ def _assign(network: keras.Model, layers: list[layouts.LayerWeights], path) -> N
             if array.shape != tuple(weight.shape):
                 raise L3PruneError(
                     f"{path}: {short} of layer {source.name} has shape {array.shape} where "
-                    f"{target.name} of {network.name} has {tuple(weight.shape)}: "
+                    f"{name} of {network.name} has {tuple(weight.shape)}: "
                     "these are weights for another network"
                 )
             weight.assign(array.astype(weight.dtype.as_numpy_dtype))

@@ -6,24 +6,32 @@ decoded, and what a teacher says of each window, is kept in a cache folder.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 import filelock
-import h5py
 import numpy as np
 from tqdm import tqdm
 
 from l3prune.audio import count_windows, find_audio, frame_audio, load_audio, to_mono
+from l3prune.datasets.shards import ShardRows, audio_field, find_shards
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, make_folder, new_folder
+from l3prune.files import atomic_write, fingerprint, make_folder, new_folder
 
 
-class WindowSource(Protocol):
+class Ordered(Protocol):
+    """Numbered windows, or pairs, that are read in some order."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """A permutation of the numbers, fast to read in that order."""
+        ...
+
+
+class WindowSource(Ordered, Protocol):
     """Numbered windows of one second.
 
     Attributes
@@ -37,14 +45,8 @@ class WindowSource(Protocol):
     sample_rate: int
     fingerprint: str
 
-    def __len__(self) -> int: ...
-
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Windows (len(indices), 1, sample_rate) float32 in [-1, 1]."""
-        ...
-
-    def order(self, generator: np.random.Generator) -> np.ndarray:
-        """A permutation of the windows, fast to read in that order."""
         ...
 
 
@@ -91,7 +93,7 @@ def open_windows(
     l3prune.errors.L3PruneError: no such folder: /nowhere
     """
     audio = find_audio(data_dir)
-    shards = sorted(path for path in Path(data_dir).rglob("*.h5") if not path.name.startswith("."))
+    shards = find_shards(data_dir)
     if audio and shards:
         raise L3PruneError(
             f"{data_dir} holds both audio files ({audio[0].name}, …) and HDF5 shards "
@@ -142,7 +144,7 @@ class AudioFiles:
         frame_audio(np.zeros(1), sample_rate, hop_size=hop_size)  # checks hop_size
         self.sample_rate = sample_rate
         settings = {"sample_rate": sample_rate, "hop_size": hop_size}
-        self.fingerprint = _fingerprint(paths, **settings, **({"paired": 1} if paired else {}))
+        self.fingerprint = fingerprint(paths, **settings, **({"paired": 1} if paired else {}))
         folder = Path(cache_dir) / f"audio-{self.fingerprint}"
         lock = folder / "lock"
         with new_folder(folder):
@@ -227,80 +229,29 @@ class Shards:
     Examples
     --------
     >>> import tempfile
+    >>> from l3prune.datasets.shards import new_shard
     >>> path = Path(tempfile.mkdtemp()) / "1_0_0.h5"
-    >>> with h5py.File(path, "w") as file:
-    ...     file["audio"] = np.full((3, 1, 8000), 16384, np.int16)
+    >>> with new_shard(path, 3, 8000, {}) as file:
+    ...     file["audio"][:] = 16384
     >>> Shards([path], 8000).read(np.array([2])).max()
     np.float32(0.5)
     """
 
     def __init__(self, paths: list[Path], sample_rate: int):
         self.sample_rate = sample_rate
-        self.fingerprint = _fingerprint(paths, sample_rate=sample_rate)
-        self._paths = paths
-        self._ends = np.cumsum([self._count(path) for path in paths])
-        self._open: dict[int, np.ndarray] = {}
-        if not len(self):
-            raise L3PruneError(f"{paths[0].parent} holds no windows: every shard is empty")
+        self._rows = ShardRows(paths, [audio_field(sample_rate)])
+        self.fingerprint = self._rows.fingerprint(sample_rate=sample_rate)
 
     def __len__(self) -> int:
-        return int(self._ends[-1])
+        return len(self._rows)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Windows (len(indices), 1, sample_rate) float32 in [-1, 1]."""
-        shards = np.searchsorted(self._ends, indices, side="right")
-        result = np.empty((len(indices), 1, self.sample_rate), np.float32)
-        for shard in dict.fromkeys(shards.tolist()):
-            here = shards == shard
-            first = self._ends[shard - 1] if shard else 0
-            result[here] = self._load(shard)[indices[here] - first]
-        result /= 32768
-        return result
+        return self._rows.read(indices)["audio"] / np.float32(32768)
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
-        """Shards in random order, and the windows of each in random order: one shard is read
-        after the other. Shards hold pairs drawn at random, so this mixes as well."""
-        return np.concatenate(
-            [
-                generator.permutation(
-                    np.arange(self._ends[shard - 1] if shard else 0, self._ends[shard])
-                )
-                for shard in generator.permutation(len(self._paths))
-            ]
-        )
-
-    def _load(self, shard: int) -> np.ndarray:
-        if shard not in self._open:
-            # A batch may touch the end of one shard and the start of the next.
-            while len(self._open) > 1:
-                del self._open[next(iter(self._open))]
-            path = self._paths[shard]
-            try:
-                with h5py.File(path, "r") as file:
-                    self._open[shard] = file["audio"][:]
-            except (OSError, KeyError, RuntimeError, MemoryError) as error:
-                raise L3PruneError(f"{path} is damaged: {error}") from error
-        return self._open[shard]
-
-    def _count(self, path: Path) -> int:
-        try:
-            with h5py.File(path, "r") as file:
-                link = file.get("audio", getlink=True)
-                audio = file["audio"] if isinstance(link, h5py.HardLink) else None
-                if not isinstance(audio, h5py.Dataset) or audio.external or audio.is_virtual:
-                    raise L3PruneError(
-                        f"{path} has no dataset 'audio'; give AVC shards with audio "
-                        f"(n, 1, {self.sample_rate}) int16"
-                    )
-                shape, dtype = audio.shape, audio.dtype
-        except (OSError, KeyError, RuntimeError) as error:
-            raise L3PruneError(f"{path} is not an HDF5 shard, or is damaged: {error}") from error
-        if dtype != np.int16 or len(shape) != 3 or shape[1:] != (1, self.sample_rate):
-            raise L3PruneError(
-                f"{path}: 'audio' is {dtype} of shape {shape}; "
-                f"this network takes int16 of shape (n, 1, {self.sample_rate})"
-            )
-        return shape[0]
+        """A permutation of the windows, fast to read in that order; see `ShardRows.order`."""
+        return self._rows.order(generator)
 
 
 class Resampled:
@@ -354,11 +305,6 @@ class Resampled:
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """The source's."""
         return self.source.order(generator)
-
-
-def _fingerprint(paths: list[Path], **settings: float) -> str:
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.sha256(json.dumps([files, settings]).encode()).hexdigest()[:16]
 
 
 def cached_targets(
@@ -460,7 +406,7 @@ def _append_targets(
 
 
 def batch_indices(
-    source: WindowSource, batch_size: int, seed: int, first_batch: int = 0
+    source: Ordered, batch_size: int, seed: int, first_batch: int = 0
 ) -> Iterator[np.ndarray]:
     """Endless batches of window numbers; each pass over the windows in a new order.
 
@@ -469,7 +415,7 @@ def batch_indices(
 
     Parameters
     ----------
-    source : WindowSource
+    source : Ordered
     batch_size : int
     seed : int
     first_batch : int
@@ -496,3 +442,16 @@ def batch_indices(
             rest = np.concatenate([rest, source.order(np.random.default_rng([seed, number]))])
         yield rest[:batch_size]
         rest = rest[batch_size:]
+
+
+def evenly(count: int, batch_size: int, batches: int | None) -> list[np.ndarray]:
+    """Batches of numbers below `count`, spread over all of them when these are too many.
+
+    Examples
+    --------
+    >>> [batch.tolist() for batch in evenly(9, 2, 2)]
+    [[0, 2], [4, 6]]
+    """
+    taken = count if batches is None else min(batches * batch_size, count)
+    chosen = np.linspace(0, count, taken, endpoint=False).astype(np.int64)
+    return [chosen[start : start + batch_size] for start in range(0, taken, batch_size)]

@@ -7,12 +7,13 @@ import pytest
 import tf_keras as keras
 
 from l3prune import graph, surgery
+from l3prune.checkpoints import BEST, HISTORY, LATEST
 from l3prune.distillation import distill, open_pair
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.evaluation import Report, embedding_mse, measure
 from l3prune.networks import create_network, inference
 from l3prune.plan import plan_layerwise
-from l3prune.training import BEST, HISTORY, LATEST, Recipe, fit, measure_batch_norm
+from l3prune.training import Recipe, fit, measure_batch_norm
 from l3prune.weights import load_network, read_attachment
 from l3prune.windows import Resampled, open_windows
 
@@ -113,10 +114,10 @@ def test_same_seed_same_bits_and_resume_too(
     assert bits(other) != bits(first)
 
     # A run that is cut in its fourth epoch, and goes on from its third.
-    from l3prune import training
+    from l3prune.checkpoints import Keeper
 
     epochs = []
-    original = training._Keeper.on_epoch_end
+    original = Keeper.on_epoch_end
 
     def cut(self, epoch, logs=None):
         if len(epochs) == 3:
@@ -125,7 +126,7 @@ def test_same_seed_same_bits_and_resume_too(
         original(self, epoch, logs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Keeper, "on_epoch_end", cut)
+        patch.setattr(Keeper, "on_epoch_end", cut)
         with pytest.raises(KeyboardInterrupt):
             run(pruned, tiny, sounds, tmp_path / "d", **options)
     resumed, rows = run(pruned, tiny, sounds, tmp_path / "d", **options, resume=True)
@@ -306,6 +307,8 @@ def test_networks_that_do_not_compare(tiny, sounds, tmp_path):
         ("epochs", 2.5, "epochs=2.5 is not a whole number"),
         ("learning_rate", float("nan"), "learning_rate=nan is not a positive number"),
         ("min_delta", -1, "min_delta=-1 is not a number ≥ 0"),
+        ("checkpoint_minutes", -1, "checkpoint_minutes=-1 is not a number ≥ 0"),
+        ("checkpoint_minutes", float("inf"), "checkpoint_minutes=inf is not a number ≥ 0"),
         ("plateau_factor", 1.0, r"plateau_factor=1.0 is not in \(0, 1\)"),
         ("schedule", "step", "schedule='step'; allowed: 'plateau', 'cosine'"),
         ("batch_norm", "drop", "batch_norm='drop'; allowed: 'train', 'freeze'"),
@@ -331,7 +334,7 @@ def test_divergence_is_told_and_keeps_the_last_good_checkpoint(pruned, tiny, sou
 
 
 def test_resume_without_a_run(pruned, tiny, sounds, tmp_path):
-    with pytest.raises(L3PruneError, match=r"run has no history\.csv, so there is no run"):
+    with pytest.raises(L3PruneError, match=r"run has no model_latest\.h5, so there is no run"):
         run(pruned, tiny, sounds, tmp_path / "run", resume=True)
 
 

@@ -178,11 +178,13 @@ def test_features_of_a_packed_file(sparse_net, packed, tmp_path):
         ("dense", sparse_net, None),
         ("sparse", sparse_net, "sparse"),
         ("packed", packed, None),
+        ("loaded", load_model(packed), None),
     ):
         folders[name] = tmp_path / name
         extract_features(dataset, model, folders[name], hop_size=0.5, engine=engine, quiet=True)
     found = {name: read_features(folder).embeddings[0] for name, folder in folders.items()}
     np.testing.assert_array_equal(found["packed"], found["sparse"])
+    np.testing.assert_array_equal(found["packed"], found["loaded"])
     close(found["dense"], found["sparse"])
     assert not np.array_equal(found["dense"], found["sparse"])
     one, other = (network_sha256(SparseModel.from_network(pruned(share))) for share in (0.95, 0.9))

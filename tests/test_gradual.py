@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from l3prune import gradual, graph, surgery
+from l3prune.batches import one_at_a_time
 from l3prune.criteria import CRITERIA
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, layer_by_layer, prunable, sparsity_schedule
@@ -59,7 +60,7 @@ def test_readers_of_one_stream_wait_for_each_other():
             inside.pop()
             yield number, number
 
-    stream = gradual.one_at_a_time(batches)
+    stream = one_at_a_time(batches)
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda first: list(stream(first)), [0, 5, 10, 15]))
     assert read[1] == [(number, number) for number in range(5, 25)]

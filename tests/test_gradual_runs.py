@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from l3prune import graph, surgery, training
+from l3prune.checkpoints import BEST, HISTORY, LATEST, Keeper
 from l3prune.distillation import distill
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, layer_by_layer, prunable, sparsity_schedule
 from l3prune.networks import create_network, inference
 from l3prune.plan import PruningPlan
 from l3prune.rigl import RigL
-from l3prune.training import BEST, LATEST, Recipe, fit
+from l3prune.training import Recipe, fit
 from l3prune.weights import load_network
 from tests.masked_training import sparse_mask
 
@@ -86,7 +87,7 @@ def whole(tmp_path_factory):
         if make not in done:
             folder = tmp_path_factory.mktemp(make.__name__)
             made = make()
-            original = training._Keeper.on_epoch_begin
+            original = Keeper.on_epoch_begin
 
             def copied(self, epoch, logs=None):
                 if epoch == CUT:
@@ -94,7 +95,7 @@ def whole(tmp_path_factory):
                 original(self, epoch, logs)
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(training._Keeper, "on_epoch_begin", copied)
+                patch.setattr(Keeper, "on_epoch_begin", copied)
                 history = run(made, folder / "run")
             done[make] = made[0], history, folder
         return done[make]
@@ -187,7 +188,7 @@ def test_masks_of_each_epoch(whole):
     ]
     first, second, third = ["conv_2"], ["conv_2", "conv_5"], ["conv_2", "conv_5", "conv_7"]
     assert pruned == [first, first, second, second, third, third]
-    assert "sparsity" in (folder / "run" / training.HISTORY).read_text()
+    assert "sparsity" in (folder / "run" / HISTORY).read_text()
 
 
 def test_frozen_statistics_are_those_of_the_pruned_network(whole):

@@ -81,7 +81,7 @@ def vision_network(filters=WIDE, *, input_bn=True, last_bn=False):
     return shake(keras.Model(inputs, maps, name="vision_model"))
 
 
-def av_network(vision, audio):
+def av_network(vision, audio, units=128):
     """The audio-visual network: both halves nested, pooled, joined by two dense layers."""
     halves = []
     for network, pool in ((vision, (28, 28)), (audio, audio.output_shape[1:3])):
@@ -89,8 +89,19 @@ def av_network(vision, audio):
         halves.append(keras.Model(network.input, layers.Flatten()(end), name=network.name))
     inputs = [keras.Input(half.input_shape[1:]) for half in halves]
     joined = layers.concatenate([half(x) for half, x in zip(halves, inputs, strict=True)])
-    hidden = layers.Dense(128, activation="relu")(joined)
+    hidden = layers.Dense(units, activation="relu")(joined)
     return keras.Model(inputs, layers.Dense(2, activation="softmax")(hidden), name="cnn_L3_orig")
+
+
+def tiny_network(inputs, name):
+    """One half of the network with which the authors try out their training."""
+    maps = inputs
+    if name == "audio_model":
+        maps = Spectrogram(512, None, name="spectrogram_1")(maps)
+    for _ in range(3):
+        maps = layers.Activation("relu")(layers.BatchNormalization()(layers.Conv2D(10, 5)(maps)))
+        maps = layers.MaxPooling2D(3, strides=3)(maps)
+    return shake(keras.Model(inputs, layers.Flatten(name="embedding")(maps), name=name))
 
 
 def shake(network):
@@ -129,6 +140,24 @@ def check_audio(path, plain, kind, name, pool=None, wanted=None, **arguments):
     assert expected.std() > 0.1
     np.testing.assert_allclose(inference(loaded)(maps), expected, rtol=1e-6, atol=1e-6)
     return loaded
+
+
+def check_whole(path, plain, kind="mel256", name="avc", **arguments):
+    """What l3prune loads from `path` computes what the whole audio-visual network does."""
+    loaded = load_network(path, name, input="log_mel", **arguments)
+    assert loaded.name == name
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+    sound = log_mels(kind, 2)
+    expected = keras.Model(plain.inputs, plain.layers[-2].output)([image, sound]).numpy()
+    assert np.abs(expected[0] - expected[1]).max() > 0.1
+    hidden = keras.Model(loaded.inputs, loaded.get_layer("fusion_dense_1").output)
+    found = inference(hidden)(image, sound)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+    # The probabilities themselves are 0 and 1 here.
+    last = zip(loaded.layers[-1].get_weights(), plain.layers[-1].get_weights(), strict=True)
+    for one, other in last:
+        np.testing.assert_array_equal(one, other)
+    return network_config(loaded).arguments
 
 
 @pytest.fixture(params=["h5", "gz"])
@@ -283,6 +312,12 @@ def test_audio_visual_file(frozen, whole, tmp_path):
     image = np.random.default_rng(0).uniform(-1, 1, (1, 224, 224, 3)).astype(np.float32)
     seen = load_network(path, "vision", embedding_size=8, embedding_point="activated")
     np.testing.assert_allclose(inference(seen)(image), pooled(vision, image, (28, 28)), atol=1e-6)
+    assert check_whole(path, both) == {
+        "audio": "mel256",
+        "audio_filters": list(NARROW),
+        "vision_filters": list(NARROW),
+        "input": "log_mel",
+    }
 
 
 def test_mel128_and_images_without_input_batch_norm(tmp_path):
@@ -290,11 +325,53 @@ def test_mel128_and_images_without_input_batch_norm(tmp_path):
     vision = vision_network(input_bn=False, last_bn=True)
     audio = audio_network("mel128", NARROW, input_bn=False, last_bn=True)
     path = tmp_path / "net.h5"
-    av_network(vision, audio).save_weights(path)
+    both = av_network(vision, audio)
+    both.save_weights(path)
     raw = keras.Model(audio.input, audio.get_layer("audio_embedding_layer").output)
     loaded = check_audio(path, raw, "mel128", "mel128")
     assert network_config(loaded).arguments["input_batch_norm"] is False
     assert network_config(load_network(path, "vision")).arguments["input_batch_norm"] is False
+    # As the authors have it, which needs no argument.
+    assert check_whole(path, both, "mel128") == {
+        "audio": "mel128",
+        "audio_filters": list(NARROW),
+        "input": "log_mel",
+    }
+
+
+@pytest.mark.parametrize("norms", [[True, False], [False, True], [True, True]])
+def test_other_input_batch_norms(norms, tmp_path):
+    vision = vision_network(NARROW, input_bn=norms[0], last_bn=True)
+    audio = audio_network("mel128", NARROW, input_bn=norms[1], last_bn=True)
+    both = av_network(vision, audio)
+    path = tmp_path / "net.h5"
+    both.save_weights(path)
+    assert check_whole(path, both, "mel128")["input_batch_norm"] == norms
+
+
+def test_the_tiny_audio_visual_network(tmp_path):
+    halves = [
+        tiny_network(keras.Input((224, 224, 3)), "vision_model"),
+        tiny_network(keras.Input((257, 198, 1)), "audio_model"),
+    ]
+    inputs = [keras.Input(half.input_shape[1:]) for half in halves]
+    joined = layers.concatenate([half(x) for half, x in zip(halves, inputs, strict=True)])
+    hidden = layers.Dense(64, activation="relu")(joined)
+    both = keras.Model(inputs, layers.Dense(2, activation="softmax")(hidden))
+    path = tmp_path / "net.h5"
+    both.save_weights(path)
+    image = np.random.default_rng(0).uniform(-1, 1, (2, 224, 224, 3)).astype(np.float32)
+    sound = np.random.default_rng(0).uniform(-80, 0, (2, 257, 198, 1)).astype(np.float32)
+    loaded = load_network(path, "tiny_l3", input="log_mel")
+    assert network_config(loaded).arguments == {"input": "log_mel"}
+    inside = keras.Model(both.inputs, hidden)([image, sound]).numpy()
+    dense = keras.Model(loaded.inputs, loaded.get_layer("fusion_dense_1").output)
+    np.testing.assert_allclose(inference(dense)(image, sound), inside, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        inference(loaded)(image, sound), both([image, sound]).numpy(), atol=1e-4
+    )
+    with pytest.raises(L3PruneError, match=r"its convolutions have \[10, 10, 10\] filters"):
+        load_network(path, "avc")
 
 
 @pytest.mark.parametrize("frozen", [None, "vision_model"])
@@ -313,6 +390,7 @@ def test_multi_gpu_file_has_all_weights_in_one_group(frozen, tmp_path):
     with h5py.File(path) as file:
         groups = [name for name in file.attrs["layer_names"] if len(file[name])]
         assert groups == ["cnn_L3_orig"]
+    check_whole(path, both)
     raw = keras.Model(audio.input, audio.get_layer("audio_embedding_layer").output)
     check_audio(path, raw, "mel256", "mel256")
     raw = keras.Model(vision.input, vision.get_layer("vision_embedding_layer").output)
@@ -461,6 +539,108 @@ def test_order_of_the_halves_is_free(order, tmp_path):
         ]
         file.attrs["layer_names"] = [name for index in order for name in parts[index]]
     check_audio(path, audio, "sea", "sea64")
+    check_whole(path, both, "sea")
+
+
+# Audio-visual files that hold something else.
+
+
+@pytest.fixture
+def audio_visual(tmp_path):
+    """A file with an audio-visual network, and this."""
+    both = av_network(
+        vision_network(NARROW, last_bn=True), audio_network("mel256", NARROW, last_bn=True)
+    )
+    both.save_weights(tmp_path / "net.h5")
+    return tmp_path / "net.h5", both
+
+
+def test_whole_networks_that_are_not_there(tmp_path):
+    path = tmp_path / "net.h5"
+    audio = audio_network("mel256", NARROW, last_bn=True)
+    audio.save_weights(path)
+    with pytest.raises(L3PruneError, match="holds no vision and no fusion part, which avc has"):
+        load_network(path, "avc")
+    vision = vision_network(NARROW, last_bn=True)
+    inputs = [keras.Input(half.input_shape[1:]) for half in (vision, audio)]
+    keras.Model(inputs, [vision(inputs[0]), audio(inputs[1])]).save_weights(path)
+    with pytest.raises(L3PruneError, match="holds no fusion part, which avc has"):
+        load_network(path, "avc")
+    assert load_network(path).name == "mel256"
+    assert load_network(path, "audio").name == "mel256"
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ([2], r"dense layers of \(2,\) units; avc has two, one of 2"),
+        ([128, 3], r"dense layers of \(128, 3\) units"),
+        ([2, 128], r"dense layers of \(2, 128\) units"),
+        ([8, 8, 2], r"dense layers of \(8, 8, 2\) units"),
+        ([5000, 2], "fusion_units=5000 is not a whole number in 1 … 4096"),
+    ],
+)
+def test_other_dense_layers(units, message, tmp_path):
+    halves = [vision_network(NARROW, last_bn=True), audio_network("mel256", NARROW, last_bn=True)]
+    inputs = [keras.Input(half.input_shape[1:]) for half in halves]
+    maps = [layers.GlobalMaxPooling2D()(half(x)) for half, x in zip(halves, inputs, strict=True)]
+    maps = layers.concatenate(maps)
+    for count in units:
+        maps = layers.Dense(count)(maps)
+    keras.Model(inputs, maps).save_weights(tmp_path / "net.h5")
+    with pytest.raises(L3PruneError, match=message):
+        load_network(tmp_path / "net.h5", "avc")
+    assert load_network(tmp_path / "net.h5").name == "mel256"
+
+
+def test_fusions_of_other_widths(tmp_path):
+    halves = [vision_network(NARROW, last_bn=True), audio_network("mel256", NARROW, last_bn=True)]
+    both = av_network(*halves, units=9)
+    both.save_weights(tmp_path / "net.h5")
+    assert check_whole(tmp_path / "net.h5", both)["fusion_units"] == 9
+
+
+@pytest.mark.parametrize(
+    ("half", "weight", "shape", "message"),
+    [
+        ("dense", "kernel", (9, 128), r"has shape \(9, 128\) where fusion_dense_1 of avc has"),
+        ("audio_model", "audio_embedding_layer/bias", (9,), r"shape \(9,\) where audio_embedding_"),
+        ("vision_model", "vision_embedding_layer/kernel", (3, 3, 9, 8), "takes 9 channels where 6"),
+        ("vision_model", "vision_embedding_layer/kernel", (1, 3, 6, 8), r"shape \(1, 3, 6, 8\)"),
+        ("vision_model", "vision_embedding_layer/kernel", (0, 3, 6, 8), r"shape \(0, 3, 6, 8\)"),
+    ],
+)
+def test_arrays_of_other_shapes(half, weight, shape, message, audio_visual):
+    path, _ = audio_visual
+    with h5py.File(path, "a") as file:
+        group = next(file[name] for name in file.attrs["layer_names"] if name.startswith(half))
+        name = next(name for name in group.attrs["weight_names"] if weight in name)
+        del group[name]
+        group[name] = np.ones(shape, np.float32)
+    with pytest.raises(L3PruneError, match=message):
+        load_network(path, "avc")
+
+
+def test_the_audio_network_of_a_whole_is_told_where_the_file_does_not(tmp_path, audio_visual):
+    path, _ = audio_visual
+    with pytest.raises(L3PruneError, match="constants of another front end than mel128's"):
+        load_network(path, "avc", audio="mel128")
+    with pytest.raises(L3PruneError, match="audio='mel512'; allowed: mel256"):
+        load_network(path, "avc", audio="mel512")
+    audio = audio_network("mel128", NARROW, front_end=False, last_bn=True)
+    both = av_network(vision_network(NARROW, last_bn=True), audio)
+    both.save_weights(path)
+    with pytest.raises(L3PruneError, match="holds no known network: its convolutions have"):
+        load_network(path, "avc")
+    assert check_whole(path, both, "mel128", audio="mel128")["input_batch_norm"] == [True, True]
+
+
+def test_the_first_audio_visual_network_is_refused(tmp_path):
+    audio = audio_network("linear", NARROW, input_bn=False, last_bn=True)
+    vision = vision_network(NARROW, input_bn=False, last_bn=True)
+    av_network(vision, audio).save_weights(tmp_path / "net.h5")
+    with pytest.raises(L3PruneError, match="no BatchNorm in front, as L3-Net's first network"):
+        load_network(tmp_path / "net.h5", "avc")
 
 
 def teardown_module():

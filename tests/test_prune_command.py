@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
+import l3prune.checkpoints
 import l3prune.pruning
-import l3prune.training
 from l3prune import graph
 from l3prune.embedding import get_embedding
 from l3prune.networks import create_network
@@ -169,7 +169,7 @@ def interrupt_in_the_first_epoch(monkeypatch, moment):
         def end(self, epoch, logs=None):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(l3prune.training._Keeper, "on_epoch_end", end)
+        monkeypatch.setattr(l3prune.checkpoints.Keeper, "on_epoch_end", end)
     else:
 
         def save(network, path, **options):
@@ -177,7 +177,7 @@ def interrupt_in_the_first_epoch(monkeypatch, moment):
                 raise KeyboardInterrupt
             save_network(network, path, **options)
 
-        monkeypatch.setattr(l3prune.training, "save_network", save)
+        monkeypatch.setattr(l3prune.checkpoints, "save_network", save)
 
 
 @pytest.mark.parametrize("moment", ["epoch", "checkpoint"])

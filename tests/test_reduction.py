@@ -2,15 +2,18 @@
 
 import json
 import shutil
+import signal
 
+import h5py
 import numpy as np
 import pytest
 import soundfile
 from sklearn.decomposition import PCA
 
-from l3prune import graph, surgery, training
+from l3prune import checkpoints, graph, surgery
+from l3prune.checkpoints import BEST, LATEST, Keeper
 from l3prune.distillation import distill, open_pair, unexplained_variance
-from l3prune.errors import L3PruneError, ParameterError
+from l3prune.errors import Interrupted, L3PruneError, ParameterError
 from l3prune.networks import create_network, inference, network_config
 from l3prune.plan import plan_layerwise
 from l3prune.reduction import (
@@ -18,10 +21,11 @@ from l3prune.reduction import (
     REDUCTION,
     Reduction,
     fit_pca,
+    restore_earlier_map,
     unexplained,
     with_linear_map,
 )
-from l3prune.training import BEST, LATEST, Recipe
+from l3prune.training import Recipe
 from l3prune.weights import load_network
 from l3prune.windows import open_windows
 from tests.conftest import make_sounds, make_tiny
@@ -337,13 +341,13 @@ def test_a_linear_map_beats_the_mean_and_is_no_part_of_the_student(uninterrupted
         assert sidecar["parameters"] == student.count_params() - sum(m.size for m in plan.values())
 
 
-def test_a_new_map_gives_the_mean_and_the_same_weights_each_time(tmp_path, targets):
+def test_a_new_map_gives_the_mean_and_the_same_weights_each_time(targets):
     """Whatever is gained later is gained over that."""
     student = make_student()
     student.get_layer("batch_normalization_9").set_weights(
         [np.zeros(2), np.full(2, -1.0), np.zeros(2), np.ones(2)]
     )
-    one, two, other = (with_linear_map(student, targets, tmp_path, seed) for seed in (3, 3, 4))
+    one, two, other = (with_linear_map(student, targets, seed) for seed in (3, 3, 4))
     mean = inference(one)(np.ones((1, 1, 8000)))
     np.testing.assert_allclose(mean[0], targets.mean(axis=0), rtol=1e-6)
     np.testing.assert_array_equal(one.map.kernel, two.map.kernel)
@@ -357,41 +361,87 @@ def test_a_new_map_gives_the_mean_and_the_same_weights_each_time(tmp_path, targe
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("reduction", "before_the_checkpoint"), [("pca", False), ("linear", False), ("linear", True)]
-)
-def test_resumed_runs_are_exact(
-    uninterrupted, tmp_path, reduction, before_the_checkpoint, monkeypatch
-):
+@pytest.mark.parametrize("reduction", ["pca", "linear"])
+@pytest.mark.parametrize("moment", ["step", "epoch", "checkpoint"])
+def test_resumed_runs_are_exact(uninterrupted, tmp_path, reduction, moment, monkeypatch):
     sounds, runs = uninterrupted
     whole, student, history = runs[reduction]
 
-    # Ends in the third epoch: before it is recorded at all, or when all but the checkpoint is.
-    original = training._Keeper.on_epoch_end
-    save = training.save_network
+    # Ends in the third epoch: after its first step, before it is recorded at all, or when all but
+    # the checkpoint is.
+    end, save, step = Keeper.on_epoch_end, checkpoints.save_network, Keeper.on_train_batch_end
 
     def cut(self, epoch, logs=None):
-        if epoch == 2 and not before_the_checkpoint:
+        if epoch == 2 and moment == "epoch":
             raise KeyboardInterrupt
-        original(self, epoch, logs)
+        end(self, epoch, logs)
 
     def cut_save(network, path, *, origin=None, attachment=None):
-        if path.name == LATEST and origin["epoch"] == 3 and before_the_checkpoint:
+        if path.name == LATEST and origin["epoch"] == 3 and moment == "checkpoint":
             raise KeyboardInterrupt
         save(network, path, origin=origin, attachment=attachment)
+
+    def asked(self, batch, logs=None):
+        if len(self.progress.history) == 2 and moment == "step":
+            signal.raise_signal(signal.SIGTERM)
+        step(self, batch, logs)
 
     folder = tmp_path / "run"
     fresh = {"pca": lambda: make_student(embedding_point="raw"), "linear": masked_student}
     with monkeypatch.context() as patch:
-        patch.setattr(training._Keeper, "on_epoch_end", cut)
-        patch.setattr(training, "save_network", cut_save)
-        with pytest.raises(KeyboardInterrupt):
+        patch.setattr(Keeper, "on_epoch_end", cut)
+        patch.setattr(Keeper, "on_train_batch_end", asked)
+        patch.setattr(checkpoints, "save_network", cut_save)
+        with pytest.raises((KeyboardInterrupt, Interrupted)):
             run(folder, sounds, reduction, fresh[reduction]())
     resumed, rows = run(folder, sounds, reduction, fresh[reduction](), resume=True)
     assert rows == history
     assert bits(resumed) == bits(student)
-    for name in (LATEST, BEST, REDUCTION, *([LINEAR_MAP] if reduction == "linear" else [])):
+    for name in (LATEST, BEST, REDUCTION):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def with_maps_beside(folder):
+    """Make a run one of an earlier version: maps in a file of their own, no random state."""
+    maps = {}
+    for name in (BEST, LATEST):
+        with h5py.File(folder / name, "r+") as file:
+            epoch = json.loads((folder / name).with_suffix(".json").read_text())["epoch"]
+            maps[epoch] = [file.pop(f"attachment/beside-000{number}")[()] for number in (0, 1)]
+            file["attachment"].pop("random", None)
+    np.savez(
+        folder / LINEAR_MAP,
+        epochs=np.array(list(maps)),
+        means=np.stack([bias for _, bias in maps.values()]),
+        matrices=np.stack([kernel for kernel, _ in maps.values()]),
+    )
+
+
+@pytest.mark.slow
+def test_runs_of_earlier_versions_are_continued(uninterrupted, tmp_path):
+    sounds, runs = uninterrupted
+    whole, student, history = runs["linear"]
+    run(tmp_path / "run", sounds, "linear", masked_student(), epochs=3)
+    with_maps_beside(tmp_path / "run")
+    (tmp_path / "run" / REDUCTION).unlink()
+    with pytest.raises(ParameterError, match="has reduction='linear', not 'pca'"):
+        run(tmp_path / "run", sounds, "pca", resume=True)
+    resumed, rows = run(tmp_path / "run", sounds, "linear", masked_student(), resume=True)
+    assert rows == history
+    assert bits(resumed) == bits(student)
+    for name in (LATEST, BEST, REDUCTION):
+        assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_the_best_map_of_an_earlier_version(uninterrupted, tmp_path):
+    sounds, runs = uninterrupted
+    whole, _, history = runs["linear"]
+    shutil.copytree(whole, tmp_path / "run")
+    with_maps_beside(tmp_path / "run")
+    (tmp_path / "run" / REDUCTION).unlink()
+    _, rows = run(tmp_path / "run", sounds, "linear", masked_student(), resume=True)
+    assert rows == history
+    assert (tmp_path / "run" / REDUCTION).read_bytes() == (whole / REDUCTION).read_bytes()
 
 
 def test_a_run_that_has_ended_gives_its_best_student_and_map_again(uninterrupted, tmp_path):
@@ -523,48 +573,33 @@ def test_runs_are_continued_with_their_own_reduction(uninterrupted, tmp_path):
 
 
 def test_damaged_maps(uninterrupted, tmp_path):
-    _, runs = uninterrupted
-    with np.load(runs["linear"][0] / LINEAR_MAP, allow_pickle=False) as file:
+    shutil.copytree(uninterrupted[1]["linear"][0], tmp_path / "run")
+    path = tmp_path / "run" / LINEAR_MAP
+    trained = with_linear_map(make_student(), np.zeros((1, 4), np.float32), 0)
+    before = trained.map.kernel.numpy()
+    # The checkpoint has its map, and no other is looked for.
+    restore_earlier_map(trained, tmp_path / "run")
+    np.testing.assert_array_equal(trained.map.kernel, before)
+    with_maps_beside(tmp_path / "run")
+    with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
-    # The last two epochs and the best one.
-    assert {6, 7} <= set(arrays["epochs"].tolist())
-    path = tmp_path / LINEAR_MAP
-    trained = with_linear_map(make_student(), np.zeros((1, 4), np.float32), tmp_path, 0)
-    np.savez(path, **arrays)
-    trained.maps.go_on(7, trained.map)
+    restore_earlier_map(trained, tmp_path / "run")
     place = arrays["epochs"].tolist().index(7)
     np.testing.assert_array_equal(trained.map.kernel, arrays["matrices"][place])
     np.testing.assert_array_equal(trained.map.bias, arrays["means"][place])
     for epochs, matrices, message in [
         ([5], (1, 2, 4), "does not have the map after epoch 7; it is not of this run"),
         ([6, 7], (1, 2, 4), "does not have the map after epoch 7"),
+        (7, (1, 2, 4), "does not have the map after epoch 7"),
         ([7], (1, 2, 5), "does not have the map after epoch 7"),
         ([7], (1, 3, 4), r"has a map of shape \(3, 4\)"),
     ]:
         np.savez(path, epochs=np.array(epochs), means=np.zeros((1, 4)), matrices=np.zeros(matrices))
         with pytest.raises(L3PruneError, match=message):
-            trained.maps.go_on(7, trained.map)
+            restore_earlier_map(trained, tmp_path / "run")
     path.write_text("text")
     with pytest.raises(L3PruneError, match=r"linear_map\.npz is damaged"):
-        trained.maps.go_on(7, trained.map)
-
-
-def test_which_maps_are_kept(tmp_path):
-    """The last two and the best; and more while a best checkpoint is from an epoch to come."""
-    trained = with_linear_map(make_student(), np.zeros((1, 4), np.float32), tmp_path, 0)
-    maps = trained.maps
-    maps.set_model(trained)
-    for best, epoch, kept in [
-        (0, 1, [1]),
-        (1, 2, [1, 2]),
-        (1, 3, [1, 2, 3]),
-        (1, 4, [1, 3, 4]),
-        (4, 5, [4, 5]),
-        (6, 6, [4, 5, 6]),
-        (6, 7, [6, 7]),
-    ]:
-        if best:
-            (tmp_path / BEST).with_suffix(".json").write_text(json.dumps({"epoch": best}))
-        maps.on_epoch_end(epoch - 1)
-        with np.load(tmp_path / LINEAR_MAP, allow_pickle=False) as file:
-            assert file["epochs"].tolist() == kept
+        restore_earlier_map(trained, tmp_path / "run")
+    path.unlink()
+    with pytest.raises(L3PruneError, match=r"no such file: .*linear_map\.npz"):
+        restore_earlier_map(trained, tmp_path / "run")

@@ -685,8 +685,7 @@ def test_what_the_classifier_refuses_is_told(place, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--metric", "avc"), "--metric avc is not available yet"),
-        (("--metric", "loss"), "--metric loss is unknown; known: mse, accuracy"),
+        (("--metric", "loss"), "--metric loss is unknown; known: mse, accuracy, avc"),
         (("--metric", "accuracy"), "--metric accuracy needs --dataset NAME and --data-dir DIR"),
         (("--dataset", "esc50"), "--dataset without effect; give --metric accuracy"),
         (

@@ -18,28 +18,31 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "criteria", "quiet", "checks", "arguments"},
-    {"audio", "download", "curves", "options"},
-    {"plan", "windows", "datasets", "published", "sparse"},
-    {"filterwise", "patterns"},
+    {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
+    {"audio", "download", "curves", "runs", "interruption"},
+    {"options"},
+    {"plan", "datasets", "published", "sparse"},
+    {"windows", "filterwise", "patterns"},
     {"allocation"},
     {"budget"},
     # Networks, read and written.
-    {"layers"},
+    {"layers", "layouts"},
     {"networks", "channels"},
     {"graph"},
-    {"surgery", "layouts", "complexity", "activations"},
+    {"surgery", "detection", "complexity", "activations"},
+    {"batches"},
     {"weights", "gradual", "scan", "timing"},
-    {"training", "models", "pruner", "rigl", "sizes"},
+    {"checkpoints"},
+    {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
-    {"distillation"},
+    {"distillation", "correspondence"},
     {"evaluation", "embedding"},
-    {"images", "edgel3", "comparison"},
+    {"images", "edgel3", "comparison", "retraining"},
     {"openl3"},
-    {"pruning", "sensitivity", "compare", "__main__"},
+    {"pruning", "sensitivity", "compare", "train_avc", "avc_data", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:7])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -169,6 +172,12 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.sensitivity",
         "l3prune.compare",
         "l3prune.datasets.synthetic",
+        "l3prune.datasets.scenes",
+        "l3prune.train_avc",
+        "l3prune.avc_data",
+        "l3prune.avc_data subsets",
+        "l3prune.avc_data shards",
+        "l3prune.avc_data inspect",
         "classifier.__main__",
         "classifier.__main__ features",
         "classifier.__main__ train",

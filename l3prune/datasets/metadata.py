@@ -91,7 +91,7 @@ def load_csv_corpus(name: str, data_dir: Path, layout: CsvLayout) -> Dataset:
     found: list[tuple[int, str, Path, int]] = []
     missing: list[Path] = []
     seen: set[str] = set()
-    for line, row in _read_rows(path, columns):
+    for line, row in read_rows(path, columns):
         where = f"{path} line {line}"
         filename, label = row[layout.filename], row[layout.label]
         fold = _integer(row[layout.fold], layout.fold, where)
@@ -136,8 +136,22 @@ def load_csv_corpus(name: str, data_dir: Path, layout: CsvLayout) -> Dataset:
     return Dataset(name, clips, tuple(labels[target] for target in order))
 
 
-def _read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """(line number, row) of every row; each of `columns` is present and not empty."""
+def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, row) of every row of a csv; each of `columns` is present and not empty.
+
+    Raises
+    ------
+    L3PruneError
+        The file cannot be read, a column is missing, or a value of these is.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "meta.csv"
+    >>> _ = path.write_text("file,fold\\na.wav,1\\n")
+    >>> read_rows(path, ("file", "fold"))
+    [(2, {'file': 'a.wav', 'fold': '1'})]
+    """
     rows = []
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.

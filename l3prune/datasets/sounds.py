@@ -270,11 +270,11 @@ def synthesize(
 
     salience = draw_salience(voice)
     snr = voice.uniform(10, 25) if salience == 1 else voice.uniform(-6, 6)
-    room, background = _room(scene), _background(scene)
-    source = _level(_filter(CLASSES[label](scene), room))
+    room, background = draw_place(scene)
+    source = _level(room(CLASSES[label](scene)))
     # Somebody else's sound, fainter than the labelled one.
     bystander = list(CLASSES)[voice.integers(len(CLASSES))]
-    other = _level(_filter(CLASSES[bystander](scene), room))
+    other = _level(room(CLASSES[bystander](scene)))
     source += other * voice.choice([0, 10 ** (voice.uniform(-10, 0) / 20)])
     mixture = source * 10 ** (snr / 20) + background
     clip = _filter(mixture, _curve(scene, spread=1))
@@ -309,6 +309,38 @@ def draw_salience(voice: np.random.Generator) -> int:
     1
     """
     return 1 if voice.random() < 0.65 else 2
+
+
+def draw_place(scene: Scene) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
+    """Where sounds are made: what its room does to them, and the noise there.
+
+    Returns
+    -------
+    room : callable, np.ndarray [shape=(samples,)] -> np.ndarray [shape=(samples,)]
+        Adds echoes and distance.
+    background : np.ndarray [shape=(samples,)]
+        With an RMS of 1.
+
+    Examples
+    --------
+    >>> rng = np.random.default_rng(0)
+    >>> room, background = draw_place(Scene(rng, rng, samples=800, sample_rate=8000))
+    >>> room(np.eye(1, 800)[0]).shape, background.shape
+    ((800,), (800,))
+    """
+    response = _room(scene)
+    return lambda samples: _filter(samples, response), _background(scene)
+
+
+def keyed_generator(seed: int, *key: int) -> np.random.Generator:
+    """The generator of one part of what a seed makes; no other part's draws move it.
+
+    Examples
+    --------
+    >>> keyed_generator(0, 1, 2).random() == keyed_generator(0, 1, 3).random()
+    False
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
 def _pitch(voice: np.random.Generator, low: float, high: float) -> float:

@@ -20,9 +20,16 @@ from typing import Any
 import numpy as np
 
 from l3prune.checks import check_whole
-from l3prune.datasets.sounds import CLASSES, VERSION, check_audio, draw_salience, synthesize
-from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import atomic_write, make_folder, read_json, write_json
+from l3prune.datasets.sounds import (
+    CLASSES,
+    VERSION,
+    check_audio,
+    draw_salience,
+    keyed_generator,
+    synthesize,
+)
+from l3prune.errors import command
+from l3prune.files import atomic_write, claim_folder
 
 COLUMNS = ("slice_file_name", "fsID", "start", "end", "salience", "fold", "classID", "class")
 """The columns of the metadata file, in US8K's order."""
@@ -101,7 +108,7 @@ def make_corpus(
         "seed": int(seed),
     }
     output_dir = Path(output_dir)
-    _claim(output_dir, settings)
+    claim_folder(output_dir, "corpus.json", settings)
 
     # Here, so that --help answers at once.
     import soundfile
@@ -192,19 +199,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(arguments.output_dir)
 
 
-def _generator(seed: int, *key: int) -> np.random.Generator:
-    """The generator of one part of the corpus; no other part's draws move it."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
-
-
 def _make_clip(
     seed: int, fold: int, label: str, index: int, seconds: float, sample_rate: int
 ) -> np.ndarray:
     """Clip `index` of a class in a fold; what it is depends on these numbers only."""
     target = list(CLASSES).index(label)
     source, part = divmod(index, SLICES_PER_SOURCE)
-    voice = _generator(seed, fold, target, source, 0)
-    take = _generator(seed, fold, target, source, 1 + part)
+    voice = keyed_generator(seed, fold, target, source, 0)
+    take = keyed_generator(seed, fold, target, source, 1 + part)
     return synthesize(label, take, seconds, sample_rate, voice=voice)
 
 
@@ -217,7 +219,7 @@ def _rows(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 source, part = divmod(index, SLICES_PER_SOURCE)
                 # No two (fold, class, source) have the same: there are ten folds and classes.
                 recording = 1000 * (source + 1) + 10 * (fold - 1) + target
-                voice = _generator(settings["seed"], fold, target, source, 0)
+                voice = keyed_generator(settings["seed"], fold, target, source, 0)
                 yield {
                     "slice_file_name": f"{recording}-{target}-0-{part}.wav",
                     "fsID": recording,
@@ -229,34 +231,6 @@ def _rows(settings: dict[str, Any]) -> Iterator[dict[str, Any]]:
                     "class": label,
                     "index": index,
                 }
-
-
-def _claim(output_dir: Path, settings: dict[str, Any]) -> None:
-    """Write the settings into a new or empty folder, or find the same ones there."""
-    record = output_dir / "corpus.json"
-    if record.exists():
-        found = read_json(record)
-        if found != settings:
-            known = found if isinstance(found, dict) else {}
-            differences = ", ".join(
-                f"{name}={known.get(name)!r} there, {value!r} here"
-                for name, value in settings.items()
-                if known.get(name) != value
-            )
-            raise ParameterError(
-                f"{output_dir} holds a corpus with other settings ({differences or 'unknown'});"
-                " repeat its settings, or choose another folder"
-            )
-        return
-    make_folder(output_dir)
-    # A kill at the very first file can leave its temporary, which begins with this.
-    foreign = sorted(p.name for p in output_dir.iterdir() if not p.name.startswith(".corpus-"))
-    if foreign:
-        raise L3PruneError(
-            f"{output_dir} is not empty and holds no corpus.json (it holds {foreign[0]});"
-            " choose a new or an empty folder"
-        )
-    write_json(record, settings)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 
+#: Network -> builder arguments that say how wide it is; of builders that do not take `filters`.
+_WIDTHS: dict[str, Callable[[Any], dict[str, Any]]] = {}
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -38,8 +41,17 @@ class NetworkConfig:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def network(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def network(
+    name: str, widths: Callable[[Any], dict[str, Any]] | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator).
+
+    Parameters
+    ----------
+    name : str
+    widths : callable, keras.Model -> dict, or None
+        The arguments with which the builder makes a network as wide as a given one, which surgery
+        made narrower. None: `filters`, of all convolutions in their order.
 
     Examples
     --------
@@ -53,6 +65,8 @@ def network(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
     def register(builder: Callable[..., Any]) -> Callable[..., Any]:
         _BUILDERS[name] = builder
+        if widths is not None:
+            _WIDTHS[name] = widths
         return builder
 
     return register
@@ -141,7 +155,27 @@ def network_config(built) -> NetworkConfig:
     return config
 
 
-def inference(built) -> Callable[[np.ndarray], np.ndarray]:
+def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
+    """What rebuilds a network that has lost filters since it was built from `config`.
+
+    Examples
+    --------
+    >>> narrow = create_network("sea64", filters=[4] * 8)
+    >>> narrowed_config(NetworkConfig("sea64"), narrow).arguments
+    {'filters': [4, 4, 4, 4, 4, 4, 4, 4]}
+    """
+    widths = _WIDTHS.get(config.name, _filters)
+    arguments = {**config.arguments, **widths(built)}
+    if "embedding_size" in arguments:
+        arguments["embedding_size"] = built.output_shape[1]
+    return NetworkConfig(config.name, arguments)
+
+
+def _filters(built) -> dict[str, Any]:
+    return {"filters": [layer.filters for layer in built.layers if hasattr(layer, "filters")]}
+
+
+def inference(built) -> Callable[..., np.ndarray]:
     """A network as a compiled function of batches, in inference mode.
 
     It is compiled once a network, follows later changes of the weights, and takes batches of any
@@ -150,6 +184,7 @@ def inference(built) -> Callable[[np.ndarray], np.ndarray]:
     Returns
     -------
     infer : callable, (n, …) float32 -> (n, …) float32
+        It takes an array for each of the network's inputs, in their order.
 
     Examples
     --------
@@ -162,8 +197,10 @@ def inference(built) -> Callable[[np.ndarray], np.ndarray]:
     if not hasattr(built, "l3prune_forward"):
         # A concrete function: TensorFlow warns of many functions made by the same line.
         built.l3prune_forward = tf.function(
-            lambda batch: built(batch, training=False),
-            input_signature=[tf.TensorSpec(built.input_shape, tf.float32)],
+            lambda *batch: built(batch if len(batch) > 1 else batch[0], training=False),
+            input_signature=[tf.TensorSpec(each.shape, tf.float32) for each in built.inputs],
         ).get_concrete_function()
     forward = built.l3prune_forward
-    return lambda batch: forward(tf.convert_to_tensor(batch, tf.float32)).numpy()
+    return lambda *batch: forward(
+        *(tf.convert_to_tensor(each, tf.float32) for each in batch)
+    ).numpy()

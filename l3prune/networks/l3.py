@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +47,7 @@ class L3Spec:
 
 
 #: A layer of 4096 x 4096 filters alone has 150 million weights; more is a mistake.
-_MAX_FILTERS = 4096
+MAX_FILTERS = 4096
 
 _WIDE = (64, 64, 128, 128, 256, 256, 512, 512)
 _SEA = FrontEnd(8000, 1024, 160, 64)
@@ -141,31 +141,15 @@ def build(
 
     constants = dataclasses.replace(spec.front_end, form=front_end)
     bands, frames = constants.shape
-    if input == "waveform":
-        inputs = keras.Input((1, constants.sample_rate), name="waveform")
-        maps = LogMelSpectrogram(**dataclasses.asdict(constants), name="log_mel")(inputs)
-    elif input == "log_mel":
-        inputs = maps = keras.Input((bands, frames, 1), name="log_mel")
-    else:
-        raise ParameterError(f"input={input!r}; allowed: 'waveform', 'log_mel'")
-
-    if input_batch_norm:
-        maps = keras.layers.BatchNormalization(name="batch_normalization_1")(maps)
-    counts = dict(zip(numbers, filters, strict=True))
-    for number in range(1, 9):
-        last = number == numbers[-1]
-        if number in counts:
-            maps = convolution(counts[number], weight_decay, CONV_NAMES[number - 1])(maps)
-            if not (last and point == "raw"):
-                maps = keras.layers.BatchNormalization(name=f"batch_normalization_{number + 1}")(
-                    maps
-                )
-                maps = keras.layers.ReLU(name=f"relu_{number}")(maps)
-        if last and from_convlayer is not None:
-            break
-        if number == 6 or (number in (2, 4) and number in counts):
-            maps = keras.layers.MaxPooling2D(2, name=f"max_pooling_{number // 2}")(maps)
-
+    inputs, maps = audio_input(constants, input)
+    maps = audio_layers(
+        maps,
+        dict(zip(numbers, filters, strict=True)),
+        activated=point == "activated",
+        truncated=from_convlayer is not None,
+        input_batch_norm=input_batch_norm,
+        weight_decay=weight_decay,
+    )
     rows, columns = maps.shape[1:3]
     whole = (bands // 8, frames // 8) if from_convlayer is not None else (rows, columns)
     pools = {
@@ -179,6 +163,75 @@ def build(
             f"embedding_size={size}; {spec_name} gives {' or '.join(map(str, sorted(pools)))}"
         )
     return keras.Model(inputs, pooled_embedding(maps, pools[size]), name=spec_name)
+
+
+def audio_input(constants: FrontEnd, input: str):
+    """The input of an audio network and its spectrograms, which are the input itself for "log_mel".
+
+    Examples
+    --------
+    >>> inputs, maps = audio_input(SPECS["sea64"].front_end, "waveform")
+    >>> inputs.shape, maps.shape
+    (TensorShape([None, 1, 8000]), TensorShape([None, 64, 50, 1]))
+    """
+    if input == "waveform":
+        inputs = keras.Input((1, constants.sample_rate), name="waveform")
+        return inputs, LogMelSpectrogram(**dataclasses.asdict(constants), name="log_mel")(inputs)
+    if input == "log_mel":
+        inputs = keras.Input((*constants.shape, 1), name="log_mel")
+        return inputs, inputs
+    raise ParameterError(f"input={input!r}; allowed: 'waveform', 'log_mel'")
+
+
+def audio_layers(
+    maps,
+    filters: Mapping[int, int],
+    *,
+    activated: bool,
+    input_batch_norm: bool,
+    weight_decay: float,
+    truncated: bool = False,
+):
+    """The layers of an audio network behind its front end, as far as the last maps.
+
+    Parameters
+    ----------
+    maps : tensor, (batch, bands, frames, 1)
+    filters : mapping of int to int
+        The filters of each layer that is there, by its number, rising.
+    activated : bool
+        Behind the last convolution are its BatchNorm and ReLU.
+    input_batch_norm, weight_decay
+        See `build`.
+    truncated : bool
+        Of a deeper network: block 3 is not pooled behind a last layer in it.
+
+    Returns
+    -------
+    maps : tensor, (batch, rows, columns, filters)
+
+    Examples
+    --------
+    >>> spectrogram = keras.Input((64, 50, 1))
+    >>> audio_layers(
+    ...     spectrogram, {1: 4, 2: 8}, activated=True, input_batch_norm=True, weight_decay=0.0
+    ... ).shape
+    TensorShape([None, 16, 12, 8])
+    """
+    last = max(filters)
+    if input_batch_norm:
+        maps = keras.layers.BatchNormalization(name="batch_normalization_1")(maps)
+    for number in range(1, 9):
+        if number in filters:
+            maps = convolution(filters[number], weight_decay, CONV_NAMES[number - 1])(maps)
+            if number != last or activated:
+                norm = keras.layers.BatchNormalization(name=f"batch_normalization_{number + 1}")
+                maps = keras.layers.ReLU(name=f"relu_{number}")(norm(maps))
+        if number == last and truncated:
+            break
+        if number == 6 or (number in (2, 4) and number in filters):
+            maps = keras.layers.MaxPooling2D(2, name=f"max_pooling_{number // 2}")(maps)
+    return maps
 
 
 def layer_numbers(
@@ -292,8 +345,12 @@ def depth_student(
     return student
 
 
-def take_weights(student: keras.Model, source: keras.Model) -> list[str]:
+def take_weights(
+    student: keras.Model, source: keras.Model, rename: Callable[[str], str] = str
+) -> list[str]:
     """Copy weights, in place, to the layers of a student from those of the same name and shape.
+
+    `rename` gives what a layer of `source` is called in the student.
 
     Returns
     -------
@@ -306,7 +363,7 @@ def take_weights(student: keras.Model, source: keras.Model) -> list[str]:
     >>> take_weights(student, create_network("sea64"))
     ['conv_4']
     """
-    sources = {layer.name: layer.get_weights() for layer in source.layers}
+    sources = {rename(layer.name): layer.get_weights() for layer in source.layers}
     fresh = []
     for layer in student.layers:
         # Without a mask, which comes last and takes part in no product here.
@@ -319,9 +376,15 @@ def take_weights(student: keras.Model, source: keras.Model) -> list[str]:
 
 
 def check_arguments(
-    filters: Sequence[int], weight_decay: float, point: str, layers: int = 8
+    filters: Sequence[int],
+    weight_decay: float,
+    point: str = "activated",
+    layers: int = 8,
+    name: str = "filters",
 ) -> None:
     """Refuse what no network of so many convolutions takes; see `build`.
+
+    `name` is what the builder calls the filters.
 
     Examples
     --------
@@ -331,10 +394,10 @@ def check_arguments(
     l3prune.errors.ParameterError: filters=[0, 0, 0, 0, 0, 0, 0, 0]: give 8 whole numbers in ...
     """
     if len(filters) != layers or not all(
-        isinstance(count, int | np.integer) and 1 <= count <= _MAX_FILTERS for count in filters
+        isinstance(count, int | np.integer) and 1 <= count <= MAX_FILTERS for count in filters
     ):
         raise ParameterError(
-            f"filters={filters}: give {layers} whole numbers in 1 … {_MAX_FILTERS}, one for each "
+            f"{name}={filters}: give {layers} whole numbers in 1 … {MAX_FILTERS}, one for each "
             "layer"
         )
     if not 0 <= weight_decay < float("inf"):
@@ -356,22 +419,35 @@ def convolution(filters: int, weight_decay: float, name: str) -> keras.layers.Co
         3,
         padding="same",
         kernel_initializer="he_normal",
-        kernel_regularizer=keras.regularizers.l2(weight_decay) if weight_decay else None,
+        kernel_regularizer=regularizer(weight_decay),
         name=name,
     )
 
 
-def pooled_embedding(maps, pool: tuple[int, int]):
+def regularizer(weight_decay: float) -> keras.regularizers.Regularizer | None:
+    """L2 of a kernel; None for 0.
+
+    Examples
+    --------
+    >>> regularizer(0) is None
+    True
+    """
+    return keras.regularizers.l2(weight_decay) if weight_decay else None
+
+
+def pooled_embedding(maps, pool: tuple[int, int], rename: Callable[[str], str] = str):
     """The end of a network: max-pooled maps (batch, rows, columns, filters) as (batch, size).
+
+    `rename` gives the layers other names.
 
     Examples
     --------
     >>> pooled_embedding(keras.Input((32, 24, 8)), (8, 8)).shape
     TensorShape([None, 96])
     """
-    maps = keras.layers.MaxPooling2D(pool, padding="same", name="embedding_pooling")(maps)
+    pooling = keras.layers.MaxPooling2D(pool, padding="same", name=rename("embedding_pooling"))
     # Mixed precision computes in float16; an embedding is float32 for its readers all the same.
-    return keras.layers.Flatten(dtype="float32", name="embedding")(maps)
+    return keras.layers.Flatten(dtype="float32", name=rename("embedding"))(pooling(maps))
 
 
 #: Layer names of conv 1 … conv 8, as in the published networks.

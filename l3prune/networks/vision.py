@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import tf_keras as keras
 
@@ -69,23 +69,77 @@ def build(
             f"embedding_size={size}; vision gives {' or '.join(map(str, sorted(pools)))}"
         )
 
-    inputs = maps = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="image")
+    inputs = image_input()
+    maps = image_layers(
+        inputs,
+        filters,
+        activated=point == "activated",
+        input_batch_norm=input_batch_norm,
+        weight_decay=weight_decay,
+    )
+    return keras.Model(inputs, pooled_embedding(maps, pools[size]), name="vision")
+
+
+def image_input():
+    """The input of an image network.
+
+    Examples
+    --------
+    >>> image_input().shape
+    TensorShape([None, 224, 224, 3])
+    """
+    return keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), name="image")
+
+
+def image_layers(
+    maps,
+    filters: Sequence[int],
+    *,
+    activated: bool,
+    input_batch_norm: bool,
+    weight_decay: float,
+    rename: Callable[[str], str] = str,
+):
+    """The layers of an image network, as far as the last maps.
+
+    Parameters
+    ----------
+    maps : tensor, (batch, 224, 224, 3)
+    filters : sequence of 8 int
+    activated : bool
+        Behind conv 8 are its BatchNorm and ReLU.
+    input_batch_norm, weight_decay
+        See `build`.
+    rename : callable, str -> str
+        Gives the layers other names.
+
+    Returns
+    -------
+    maps : tensor, (batch, 28, 28, filters)
+
+    Examples
+    --------
+    >>> image_layers(
+    ...     image_input(), [2] * 8, activated=True, input_batch_norm=True, weight_decay=0.0
+    ... ).shape
+    TensorShape([None, 28, 28, 2])
+    """
     if input_batch_norm:
-        maps = keras.layers.BatchNormalization(name="batch_normalization_1")(maps)
+        maps = keras.layers.BatchNormalization(name=rename("batch_normalization_1"))(maps)
     for number, count in enumerate(filters, start=1):
-        maps = convolution(count, weight_decay, CONV_NAMES[number - 1])(maps)
-        if number == 8 and point == "raw":
+        maps = convolution(count, weight_decay, rename(CONV_NAMES[number - 1]))(maps)
+        if number == 8 and not activated:
             break
         after = [
-            keras.layers.BatchNormalization(name=f"batch_normalization_{number + 1}"),
-            keras.layers.ReLU(name=f"relu_{number}"),
+            keras.layers.BatchNormalization(name=rename(f"batch_normalization_{number + 1}")),
+            keras.layers.ReLU(name=rename(f"relu_{number}")),
         ]
         # The published weights were trained with these two in the other order behind conv 2.
         for layer in reversed(after) if number == 2 else after:
             maps = layer(maps)
         if number in (2, 4, 6):
             pooling = keras.layers.MaxPooling2D(
-                2, padding="same", name=f"max_pooling_{number // 2}"
+                2, padding="same", name=rename(f"max_pooling_{number // 2}")
             )
             maps = pooling(maps)
-    return keras.Model(inputs, pooled_embedding(maps, pools[size]), name="vision")
+    return maps

@@ -144,6 +144,11 @@ class SparseModel:
         return save_program(self.program, path, values)
 
     @property
+    def name(self) -> str:
+        """The program's."""
+        return self.program.name
+
+    @property
     def threads(self) -> int:
         """Threads that compute one call."""
         return self._threads
