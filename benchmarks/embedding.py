@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import run_part
 
+from l3prune.checks import check_whole
 from l3prune.errors import command
 from l3prune.files import write_json
 from l3prune.quiet import load_tensorflow
@@ -120,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         name, *words = args.part
         print(json.dumps(PARTS[name](*(json.loads(word) for word in words))))
         return
+    check_whole("--calls", args.calls, 10)
+    check_whole("--seconds", args.seconds, 1)
     figures = {}
     for title, name, *words in (
         ("calls", "calls", args.model, args.calls),
@@ -128,9 +131,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ("mel256, as many as 128 MB take", "largest", True),
     ):
         part = [name, *(json.dumps(word) for word in words)]
-        line = [sys.executable, __file__, args.model, "--part", *part]
-        ended = subprocess.run(line, check=True, stdout=subprocess.PIPE, text=True)
-        figures[title] = json.loads(ended.stdout)
+        figures[title] = run_part(__file__, [args.model, "--part", *part])
         print(title, json.dumps(figures[title]))
     if args.output:
         load_tensorflow()

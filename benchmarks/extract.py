@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from children import run_part
 
 from l3prune.allocation import EDGEL3_LISTS
+from l3prune.checks import check_whole
 from l3prune.errors import command
 from l3prune.files import write_json
 from l3prune.quiet import load_tensorflow
@@ -36,11 +37,12 @@ def prepare(network_name: str, folder: Path) -> None:
     """The pruned network as a weight file and as a packed file."""
     load_tensorflow()
     from l3prune import graph, plan, surgery
-    from l3prune.networks import create_network
+    from l3prune.networks import create_network, l3
     from l3prune.sparse import SparseModel
     from l3prune.weights import save_network
 
     network = create_network(network_name)
+    l3.front_end(network)  # refuses networks of images
     weights = graph.conv_weights(network)
     fractions: Any = 0.9545
     if network_name == "mel256":
@@ -129,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         way, folder, sound = args.run
         print(json.dumps(run(way, Path(folder), Path(sound))))
         return
+    check_whole("--seconds", args.seconds, 1)
+    check_whole("--plain-seconds", args.plain_seconds, 1)
     rows = []
     print(f"{'':14}{'sound s':>9}{'took s':>9}{'RTF':>8}{'peak MB':>9}", flush=True)
     with tempfile.TemporaryDirectory() as name:
@@ -141,13 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_noise(folder / f"{length}.wav", length, 44100)
         for way in args.ways:
             line = [way, str(folder), str(folder / f"{lengths[way]}.wav")]
-            ended = subprocess.run(
-                [sys.executable, __file__, "--run", *line],
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-            row = json.loads(ended.stdout.splitlines()[-1])
+            row = run_part(__file__, ["--run", *line])
             rows.append(row)
             print(
                 f"{way:14}{row['seconds_of_sound']:9.0f}{row['seconds']:9.1f}"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from l3prune.checks import check_whole
 from l3prune.errors import command
 from l3prune.files import write_json
 from l3prune.quiet import load_tensorflow
@@ -61,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="(%(default)s)")
     parser.add_argument("--output", help="JSON file for the figures")
     args = parser.parse_args(argv)
+    check_whole("--rounds", args.rounds, 1)
+    check_whole("--batch-size", args.batch_size, 1)
 
     load_tensorflow()
     import tf_keras as keras

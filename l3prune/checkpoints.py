@@ -307,8 +307,8 @@ def remove_remains(output_dir: Path) -> None:
     >>> list(folder.iterdir())
     []
     """
-    for pattern in (".model_*-????????.*", ".history-????????.csv"):
-        for path in output_dir.glob(pattern):
+    for name in ("model_*", "history", "report", "config", "reduction"):
+        for path in output_dir.glob(f".{name}-????????.*"):
             path.unlink(missing_ok=True)
 
 

@@ -413,10 +413,10 @@ def _sparse_models(networks: Mapping[str, keras.Model]) -> dict[str, SparseModel
     for name, network in networks.items():
         try:
             program = program_of(network)
+            if mac_density(program) < 1:
+                found[name] = SparseModel(program, threads=threads)
         except ParameterError:
             continue
-        if mac_density(program) < 1:
-            found[name] = SparseModel(program, threads=threads)
     return found
 
 

@@ -409,12 +409,13 @@ def _embed(
 def _write_npz(path: Path, parts: Iterable[np.ndarray], hop_size: float) -> None:
     """What `np.savez(path, embedding=…, timestamps=…)` writes, without all parts in memory."""
     with tempfile.TemporaryFile(dir=path.parent) as values:
-        count = size = 0
+        count = 0
+        shape: tuple[int, ...] = (0,)
         for part in parts:
             values.write(np.ascontiguousarray(part, "<f4").data)
-            count, size = count + len(part), part.shape[1]
+            count, shape = count + len(part), part.shape[1:]
         values.seek(0)
-        header = {"descr": "<f4", "fortran_order": False, "shape": (count, size)}
+        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *shape)}
         with zipfile.ZipFile(path, "w") as archive:
             with archive.open("embedding.npy", "w", force_zip64=True) as member:
                 np.lib.format.write_array_header_1_0(member, header)

@@ -10,8 +10,8 @@ import functools
 import json
 import os
 import sys
-import zlib
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,9 +22,9 @@ from l3prune.audio import FrontEnd, log_spectrogram
 from l3prune.errors import ParameterError
 from l3prune.files import is_file
 from l3prune.quiet import require_tensorflow
-from l3prune.sparse import SparseModel, is_packed
+from l3prune.sparse import SparseModel, best_lanes, is_packed
 from l3prune.sparse.convert import program_of
-from l3prune.sparse.plan import mac_density
+from l3prune.sparse.plan import gives_vector, mac_density
 from l3prune.sparse.program import Program
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ ENGINES = ("auto", "sparse", "dense")
 #: Share of multiply-accumulates with weights that are not zero up to which "auto" takes the sparse
 #: engine. `benchmarks/engine_choice.py` measures where both are equally fast.
 AUTO_DENSITY = 0.25
+
+#: Weights that are looked at in every call of a network that TensorFlow computes.
+_SAMPLE = 4
 
 #: Windows whose spectrograms are made at once for the sparse engine, which itself takes one by one.
 _SPECTROGRAMS = 32
@@ -178,20 +181,21 @@ def choose_engine(model: Model, engine: str = "auto") -> Engine:
         "dense" is TensorFlow, "sparse" is `l3prune.sparse`, whose embeddings are the same to 1e-5
         of their size. "auto" takes "sparse" for a packed file, and for a network that the sparse
         engine knows if at most 25 % of its multiply-accumulates have a weight that is not zero:
-        up to there it is the faster one (docs/sparse.md). It is compiled once on a machine, which
-        takes some seconds.
+        up to there it is the faster one (docs/sparse.md, which says how they are counted). It is
+        compiled once on a machine, which takes some seconds.
 
     Returns
     -------
     engine : Engine
-        Of a network the sparse engine is kept, and made anew when a weight has changed.
+        Of a network the sparse engine is kept, and made anew when a weight has changed. So is the
+        choice of "dense", but it is made anew only when one of the largest weights has changed.
 
     Raises
     ------
     ParameterError
         An unknown engine; a network that is no audio network of the L3 family; "sparse" for one
         that the sparse engine does not know; "dense" for a packed file; or a packed file without a
-        front end, which takes no sound.
+        front end, which takes no sound, or whose outputs are maps.
 
     Examples
     --------
@@ -217,19 +221,15 @@ def _choose_for_network(network: keras.Model, engine: str) -> Engine:
     front_end = l3.front_end(network)  # refuses networks of images
     reason = "as asked for"
     if engine != "dense":
-        try:
-            program, density, kept = _converted(network)
-        except ParameterError as error:
-            if engine == "sparse":
-                raise
-            reason = str(error)
-        else:
-            left = f"{density:.1%} of the multiply-accumulates are left"
-            if engine == "sparse" or density <= AUTO_DENSITY:
-                if not kept:
-                    kept.append(SparseModel(dataclasses.replace(program, front_end=front_end)))
-                return _sparse(kept[0], left)
-            reason = f"{left}; the sparse engine is for {AUTO_DENSITY:.0%} at most"
+        known = _known(network, engine)
+        if known.refusal is not None and engine == "sparse":
+            raise ParameterError(known.refusal)
+        if known.refusal is None and (engine == "sparse" or known.suits):
+            if known.model is None:
+                program = dataclasses.replace(program_of(network), front_end=front_end)
+                known.model = SparseModel(program)
+            return _sparse(known.model, known.reason)
+        reason = known.refusal or known.reason
     infer = inference(network)
 
     def compute(windows: np.ndarray) -> np.ndarray:
@@ -240,15 +240,95 @@ def _choose_for_network(network: keras.Model, engine: str) -> Engine:
     return Engine("dense", reason, front_end, compute, at_once(network))
 
 
-def _converted(network: keras.Model) -> tuple[Program, float, list[SparseModel]]:
-    """A network's program, its density, and a place to keep what is built of it."""
-    checksum = 0
-    for weight in network.weights:
-        checksum = zlib.crc32(np.ascontiguousarray(weight.numpy()).data, checksum)
-    if getattr(network, "l3prune_converted", (None,))[0] != checksum:
+@dataclass
+class _Known:
+    """What is known of a network while its weights are the same.
+
+    Attributes
+    ----------
+    variables : list of tf.Variable
+    values : list of np.ndarray
+        What they were.
+    sample : list of int
+        Numbers of the largest ones.
+    suits : bool
+        "auto" takes the sparse engine.
+    reason : str
+        Why, or why not.
+    refusal : str or None
+        Why the sparse engine cannot compute it.
+    model : SparseModel or None
+        Made when it is asked for.
+    """
+
+    variables: list[Any]
+    values: list[np.ndarray]
+    sample: list[int]
+    suits: bool = False
+    reason: str = ""
+    refusal: str | None = None
+    model: SparseModel | None = None
+
+
+_KNOWN: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
+
+
+def _known(network: keras.Model, engine: str) -> _Known:
+    """What is known of a network, found out anew when a weight has changed.
+
+    Where TensorFlow computes, a change is looked for in the largest weights only: another choice
+    would be faster, but not more right.
+    """
+    known = _KNOWN.get(network)
+    if known is not None:
+        if engine == "auto" and not known.suits:
+            numbers: Iterable[int] = known.sample
+            variables = known.variables
+        else:
+            variables = network.weights
+            numbers = range(len(variables))
+        if len(variables) == len(known.values) and all(
+            _same(_value(variables[number]), known.values[number]) for number in numbers
+        ):
+            return known
+    variables = network.weights
+    values = [_value(variable) for variable in variables]
+    sample = sorted(range(len(values)), key=lambda number: values[number].size)[-_SAMPLE:]
+    known = _Known(variables, values, sample)
+    try:
         program = program_of(network)
-        network.l3prune_converted = (checksum, program, mac_density(program), [])
-    return network.l3prune_converted[1:]
+        left, work = mac_density(program), mac_density(program, best_lanes())
+        _check_vectors(program)
+    except ParameterError as error:
+        known.refusal = str(error)
+    else:
+        known.suits = work <= AUTO_DENSITY
+        known.reason = f"{left:.1%} of the multiply-accumulates are left"
+        if not known.suits:
+            if left <= AUTO_DENSITY:
+                known.reason += f", which are {work:.1%} of the sparse engine's work"
+            known.reason += f"; the sparse engine is for {AUTO_DENSITY:.0%} at most"
+    _KNOWN[network] = known
+    return known
+
+
+def _value(variable: Any) -> np.ndarray:
+    """What a variable is, without a copy: what was read does not change when the variable does."""
+    value = variable.value()
+    try:
+        return np.asarray(memoryview(value))
+    except ValueError:  # types that buffers cannot have, such as bfloat16
+        return value.numpy()
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two values are the same bytes, which they are in the same place."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    places = (each.__array_interface__["data"][0] for each in (one, other))
+    if len(set(places)) == 1:
+        return True
+    return np.array_equal(np.ravel(one).view(np.uint8), np.ravel(other).view(np.uint8))
 
 
 def _sparse(model: SparseModel, reason: str) -> Engine:
@@ -259,7 +339,18 @@ def _sparse(model: SparseModel, reason: str) -> Engine:
             f"shape (n, {', '.join(map(str, model.input_shape))}), not sound: call it as a "
             "SparseModel, or pack a network that takes waveforms"
         )
+    _check_vectors(model.program)
     return Engine("sparse", reason, front_end, model, at_once=_SPECTROGRAMS)
+
+
+def _check_vectors(program: Program) -> None:
+    """Refuse a network whose outputs are no embeddings."""
+    if not gives_vector(program):
+        last = program.steps[-1].name if program.steps else "its input"
+        raise ParameterError(
+            f"{program.name} ends with maps, those of {last}, and an embedding is a vector: call "
+            "it as a SparseModel, or take a network with Flatten or global pooling at its end"
+        )
 
 
 def _is_network(model: Any) -> bool:

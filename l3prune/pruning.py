@@ -79,9 +79,7 @@ def _measured(
     if args.continue_model_dir is not None:
         record = Path(args.continue_model_dir) / CONFIG
         before = read_json(record) if record.is_file() else {}
-        if not isinstance(before, dict) or not isinstance(before.get("measured"), dict):
-            raise ParameterError(f"{record} has no measured budget to continue with")
-        measured = Measured(**before["measured"])
+        measured = Measured.from_record(before, record)
     else:
         measured = meet_milliseconds(network, wish, quiet=args.quiet)
         print(f"--budget {wish.budget}: {measured}")

@@ -39,7 +39,8 @@ def checkpoint_bytes(network: keras.Model) -> int | None:
 def packed_bytes(network: keras.Model, values: str = "float32") -> int | None:
     """Bytes of the packed file with weights of this type, see `sparse.save_program`.
 
-    None for a network that the sparse engine does not know.
+    None for a network that the sparse engine does not know or the file cannot hold, such as one
+    with NaN among its weights.
 
     Examples
     --------
@@ -48,13 +49,12 @@ def packed_bytes(network: keras.Model, values: str = "float32") -> int | None:
     >>> packed_bytes(network) > 3 * packed_bytes(network, "int8")
     True
     """
-    try:
-        program = program_of(network)
-    except ParameterError:
-        return None
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.l3p"
-        save_program(program, path, values)
+        try:
+            save_program(program_of(network), path, values)
+        except ParameterError:
+            return None
         return path.stat().st_size
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import tf_keras as keras
@@ -46,6 +47,19 @@ class Measured:
     budget: str
     milliseconds: float
     engine: str
+
+    @classmethod
+    def from_record(cls, record: Any, where: object) -> Measured:
+        """What a run's record, read from `where`, says under "measured"."""
+        values = record.get("measured") if isinstance(record, dict) else None
+        kinds = {"budget": str, "milliseconds": int | float, "engine": str}
+        if (
+            not isinstance(values, dict)
+            or values.keys() != kinds.keys()
+            or not all(isinstance(values[name], kind) for name, kind in kinds.items())
+        ):
+            raise ParameterError(f"{where} has no measured budget to continue with")
+        return cls(**values)
 
     def __str__(self) -> str:
         return f"{self.milliseconds:.3g} ms by the {self.engine} engine at {self.budget}"

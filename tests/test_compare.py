@@ -9,7 +9,7 @@ import tf_keras as keras
 from tf_keras import layers
 
 import l3prune.compare as command_module
-from l3prune import comparison, graph, plan, pruning, surgery, timing, training
+from l3prune import comparison, graph, plan, pruning, sizes, surgery, timing, training
 from l3prune.compare import main as compare_command
 from l3prune.compare import short_names
 from l3prune.comparison import FIGURES, compare, layer_figures, merge_orders
@@ -693,6 +693,27 @@ def test_a_failure_leaves_no_folder(place, tmp_path, monkeypatch, capsys):
     assert run(place / "tiny.h5", "--output-dir", tmp_path / "deep" / "out") == 2
     assert capsys.readouterr().err == "error: no more\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", ["shapes", "nan", "float16"])
+def test_networks_that_a_packed_file_cannot_hold(what):
+    inputs = keras.Input((8, 8, 2))
+    middle = layers.Conv2D(4, 3, name="conv")(inputs)
+    if what == "shapes":  # the engine knows the layers, but not in this order
+        middle = layers.Dense(3)(middle)
+    network = keras.Model(inputs, layers.Flatten()(middle))
+    kernel = network.get_layer("conv").kernel.numpy()
+    kernel[0, 0, 0] = [0, 1, 2, {"nan": np.nan, "float16": 1e30}.get(what, 3)]
+    network.get_layer("conv").kernel.assign(kernel)
+    for values in ("float32", "int8", "float16"):
+        size = sizes.packed_bytes(network, values)
+        if what == "float16" and values != "float16":
+            assert size > 72
+        else:
+            assert size is None
+    found = compare({"network": network}, rounds=1)
+    assert found.totals["network"]["ms"] > 0
+    assert ("sparse_ms" in found.totals["network"]) == (what != "shapes")
 
 
 def test_the_sparse_engine_takes_turns_with_tensorflow(tmp_path):

@@ -1,5 +1,6 @@
 """Which engine computes an embedding, packed files as models, and what works without TensorFlow."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import tf_keras as keras
 
 import l3prune
 from classifier.features import extract_features, network_sha256, read_features
-from l3prune import edgel3, openl3
+from l3prune import edgel3, engines, openl3
 from l3prune.__main__ import main
 from l3prune.datasets import Clip, Dataset
 from l3prune.embedding import get_embedding, process_file
@@ -21,7 +22,8 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.images import get_image_embedding
 from l3prune.networks import NetworkConfig, attach_config, create_network
 from l3prune.plan import plan_layerwise
-from l3prune.sparse import SparseModel, is_packed
+from l3prune.sparse import SparseModel, is_packed, program_of
+from l3prune.sparse.plan import mac_density
 from l3prune.surgery import apply_masks
 from l3prune.weights import save_network
 from tests.conftest import chirp
@@ -104,6 +106,85 @@ def test_changed_weights_change_the_sparse_embedding():
     close(after, get_embedding(audio, 8000, network, engine="dense")[0])
 
 
+def test_every_change_of_a_weight_is_seen():
+    """By the sparse engine: values that change places, a single one, and all ways to write them."""
+    network = pruned(0.95)
+    kernel = network.get_layer("conv_3").weights[0]
+    mask = network.get_layer("conv_3").weights[-1]
+    bias = network.get_layer("conv_5").weights[1]
+    before = choose_engine(network).compute
+
+    def permute():
+        kernel.assign(kernel.numpy()[:, :, ::-1])
+
+    def swap_two():
+        values = kernel.numpy()
+        used = np.flatnonzero(values)[:2]
+        values.ravel()[used] = values.ravel()[used[::-1]]
+        kernel.assign(values)
+
+    for change in (
+        permute,
+        swap_two,
+        lambda: bias.assign_add(np.eye(1, *bias.shape, dtype=np.float32)[0]),
+        lambda: bias[1:2].assign([3.0]),
+        lambda: mask.assign(~mask.numpy()),
+        lambda: network.get_layer("conv_4").set_weights(network.get_layer("conv_5").get_weights()),
+    ):
+        change()
+        after = choose_engine(network, "sparse").compute
+        assert after is not before
+        assert choose_engine(network, "sparse").compute is after
+        before = after
+
+
+def test_the_same_weights_written_again_change_nothing(sparse_net):
+    before = choose_engine(sparse_net).compute
+    for weight in sparse_net.weights:
+        weight.assign(weight.numpy())
+    assert choose_engine(sparse_net).compute is before
+
+
+def test_a_dense_choice_is_kept(monkeypatch):
+    network = pruned(0.5)
+    assert choose_engine(network).name == "dense"
+    reads = []
+    read = engines._value
+    monkeypatch.setattr(engines, "_value", lambda weight: reads.append(weight.name) or read(weight))
+    monkeypatch.setattr(engines, "program_of", None)
+    assert choose_engine(network).name == "dense"
+    assert 0 < len(reads) < len(network.weights) / 4
+    monkeypatch.undo()
+    # Zeros in all large kernels are seen.
+    for number in range(2, 8):
+        kernel = network.get_layer(f"conv_{number}").weights[0]
+        kernel.assign(np.where(np.arange(kernel.shape[-1]) < 1, kernel, 0))
+    assert choose_engine(network).name == "sparse"
+
+
+def test_lanes_that_stay_empty_count():
+    network = create_network("sea64")
+    weights = l3prune.graph.conv_weights(network)
+    # The last layers have 8 rows, half as many as AVX-512 has lanes.
+    late = program_of(
+        apply_masks(network, plan_layerwise(weights, [0.9, *[0.98] * 3, 0.9, 0.5, 0, 0]))
+    )
+    assert mac_density(late, 4) == pytest.approx(mac_density(late))
+    assert mac_density(late, 16) > 1.15 * mac_density(late)
+    alike = program_of(apply_masks(network, plan_layerwise(weights, 0.8)))
+    assert mac_density(alike, 16) == pytest.approx(0.2, rel=1e-3)
+
+
+def test_auto_counts_empty_lanes(monkeypatch):
+    monkeypatch.setattr(engines, "mac_density", lambda program, lanes=None: 0.3 if lanes else 0.2)
+    engine = choose_engine(pruned(0.9))
+    assert engine.name == "dense"
+    assert engine.reason == (
+        "20.0% of the multiply-accumulates are left, which are 30.0% of the sparse engine's work; "
+        "the sparse engine is for 25% at most"
+    )
+
+
 def test_the_sparse_engine_is_built_once(sparse_net):
     assert choose_engine(sparse_net).compute is choose_engine(sparse_net).compute
 
@@ -118,6 +199,24 @@ def test_a_network_that_the_sparse_engine_does_not_know():
     assert "layer odd (number 2) is of kind LayerNormalization" in engine.reason
     with pytest.raises(ParameterError, match="layer odd"):
         choose_engine(network, "sparse")
+
+
+def test_a_network_whose_output_is_maps(sparse_net, tmp_path):
+    flatten = sparse_net.layers[-1]
+    assert isinstance(flatten, keras.layers.Flatten)
+    network = keras.Model(sparse_net.input, flatten.input)
+    attach_config(network, NetworkConfig("sea64"))
+    engine = choose_engine(network)
+    assert engine.name == "dense"
+    assert "ends with maps" in engine.reason
+    with pytest.raises(ParameterError, match="ends with maps"):
+        choose_engine(network, "sparse")
+    # What TensorFlow computes is written as it is.
+    expected, times = get_embedding(chirp(1.2, 8000), 8000, network)
+    assert expected.ndim == 4
+    with np.load(process_file(sound(tmp_path), model=network)) as found:
+        assert found["embedding"].shape == expected.shape
+        np.testing.assert_array_equal(found["timestamps"], times)
 
 
 def test_unknown_engine(sparse_net):
@@ -155,12 +254,19 @@ def test_what_a_packed_file_cannot_do(packed, tmp_path):
         load_model(packed, embedding_size=512)
     with pytest.raises(ParameterError, match="leave out embedding_size"):
         load_model(load_model(packed), embedding_size=512)
-    with pytest.raises(ParameterError, match="'in a packed file' is no network of images"):
+    with pytest.raises(ParameterError, match="'sea64' is no network of images"):
         get_image_embedding(np.ones((224, 224, 3)), model=packed)
     damaged = tmp_path / "damaged.l3p"
     damaged.write_bytes(packed.read_bytes()[:-9])
     with pytest.raises(L3PruneError, match=r"damaged\.l3p is damaged: it has"):
         get_embedding(chirp(1, 8000), 8000, damaged)
+    maps = tmp_path / "maps.l3p"
+    program = SparseModel.load(packed).program
+    *steps, last, _ = program.steps
+    SparseModel(dataclasses.replace(program, steps=(*steps, last))).save(maps)
+    with pytest.raises(ParameterError, match=f"ends with maps, those of {last.name}, and an embe"):
+        process_file(sound(tmp_path), tmp_path / "none", model=maps)
+    assert not (tmp_path / "none").exists()
     spectrograms = tmp_path / "spectrograms.l3p"
     SparseModel.from_network(pruned(0.95, input="log_mel")).save(spectrograms)
     with pytest.raises(ParameterError, match=r"takes arrays of shape \(n, 64, 50, 1\), not sound"):
@@ -258,3 +364,38 @@ except l3prune.L3PruneError as error:
     with np.load(audio.with_suffix(".npz")) as found:
         expected = process_file(audio, tmp_path, "again", packed)
         np.testing.assert_array_equal(found["embedding"], np.load(expected)["embedding"])
+
+
+# Benchmarks.
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("frontend --rounds 0", "--rounds=0 is not a whole number from 1 on"),
+        ("frontend --batch-size 0", "--batch-size=0 is not a whole number from 1 on"),
+        ("training --rounds 0", "--rounds=0 is not a whole number from 1 on"),
+        ("engine_choice --rounds 0", "--rounds=0 is not a whole number from 1 on"),
+        ("engine_choice --densities 500", "--densities are percents above 0 and up to 100"),
+        ("engine_choice --seconds nan", "--seconds are numbers above 0 and up to 3600"),
+        ("extract --seconds 0", "--seconds=0 is not a whole number from 1 on"),
+        ("extract --plain-seconds -1", "--plain-seconds=-1 is not a whole number from 1 on"),
+        ("embedding net.h5 --calls 5", "--calls=5 is not a whole number from 10 on"),
+        (
+            "embedding missing.h5",
+            "a process of embedding.py ended with code 2: no such weight file: missing.h5; ",
+        ),
+    ],
+)
+def test_benchmarks_refuse_in_one_line(line, message):
+    name, *words = line.split()
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(f"error: {message}")
+    assert len(ended.stderr.splitlines()) == 1

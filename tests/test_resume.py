@@ -108,7 +108,7 @@ def kill_often(folder, never_killed, kills, seed):
         run = folder / str(number)
         process = start(folder, "tests.killed_run", run)
         assert process.stdout.readline() == "ready\n", (folder / "stderr").read_text()
-        ended = end_within(process, rng.uniform(0, seconds) if killed < kills else 300)
+        ended = end_within(process, rng.uniform(0, 0.7) * seconds if killed < kills else 300)
         assert_readable(run)
         if ended:
             assert_same(run, whole)

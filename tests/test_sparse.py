@@ -1,9 +1,13 @@
 """The sparse engine against TensorFlow, and against values computed by hand."""
 
 import os
+import platform
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +15,7 @@ import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l3prune.audio import log_spectrogram
+from l3prune.audio import FrontEnd, log_spectrogram
 from l3prune.errors import ParameterError
 from l3prune.filterwise import plan_filterwise
 from l3prune.graph import conv_weights
@@ -19,6 +23,7 @@ from l3prune.networks import create_network, inference
 from l3prune.networks.l3 import depth_student
 from l3prune.plan import plan_layerwise
 from l3prune.sparse import SparseModel, best_lanes, program_of
+from l3prune.sparse import model as running
 from l3prune.sparse import plan as planning
 from l3prune.sparse.program import (
     Affine,
@@ -123,6 +128,27 @@ def test_flatten_and_dense_by_hand():
     # Channels last: row 0 has the channels 1 and 2.
     given = SparseModel(Program("one", (2, 1, 2), steps))(np.array([[[[1, 2]], [[3, 4]]]]))
     np.testing.assert_array_equal(given, [[4322]])
+
+
+@LANES
+def test_dense_layers_of_a_single_place(lanes):
+    """In front of convolutions and behind them, where maps are in lanes."""
+    rng = np.random.default_rng(0)
+
+    def arrays(*shape):
+        return rng.normal(size=shape).astype(np.float32), rng.normal(size=shape[-1:])
+
+    kernels = [arrays(4, 6), arrays(3, 3, 6, 5), arrays(5, 3), arrays(3, 7), arrays(1, 1, 7, 2)]
+    steps, batch = [], rng.normal(size=(3, 1, 1, 4))
+    wanted = batch
+    for number, (kernel, bias) in enumerate(kernels):
+        kind = Dense if kernel.ndim == 2 else Convolution
+        steps.append(kind(f"step_{number}", kernel, bias.astype(np.float32)))
+        # Of a single place only the middle of a kernel is used.
+        middle = kernel if kernel.ndim == 2 else kernel[kernel.shape[0] // 2, kernel.shape[1] // 2]
+        wanted = wanted @ middle + bias
+    given = SparseModel(Program("one", (1, 1, 4), tuple(steps)), lanes=lanes)(batch)
+    assert relative_error(given, wanted) <= 1e-5
 
 
 @LANES
@@ -246,7 +272,7 @@ def networks(draw):
     zeros = {"kernel_initializer": "zeros"}
     rows, columns = draw(st.integers(1, 40)), draw(st.integers(1, 30))
     inputs = maps = keras.Input((rows, columns, draw(st.integers(1, 5))))
-    kinds = st.sampled_from(["3x3", "3x3", "3x3", "conv", "norm", "relu", "pool", "half"])
+    kinds = st.sampled_from(["3x3", "3x3", "3x3", "conv", "norm", "relu", "pool", "half", "dense"])
     for kind in draw(st.lists(kinds, min_size=1, max_size=7)):
         size = [draw(sizes), draw(sizes)]
         padding = draw(st.sampled_from(["same", "valid"]))
@@ -277,6 +303,10 @@ def networks(draw):
         elif kind == "pool":
             pooling = draw(st.sampled_from([layers.MaxPooling2D, layers.AveragePooling2D]))
             maps = pooling(size, draw(st.sampled_from([None, 1, 2])), padding)(maps)
+        elif kind == "dense":  # of a single place, without Flatten
+            if max(maps.shape[1:3]) > 1:
+                maps = layers.AveragePooling2D(maps.shape[1:3])(maps)
+            maps = layers.Dense(filters, draw(st.sampled_from(["relu", None])), **zeros)(maps)
         elif min(maps.shape[1:3]) > 1:
             maps = layers.MaxPooling2D(2)(maps)
     end = draw(st.sampled_from(["maps", "flatten", "average", "maximum", "dense"]))
@@ -487,9 +517,88 @@ assert not {"tensorflow", "tf_keras", "keras"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+def cpu_flags():
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
+
+
+@pytest.mark.skipif(not cpu_flags(), reason="the system does not tell the CPU's flags")
+@pytest.mark.skipif("NUMBA_CPU_NAME" in os.environ, reason="numba is told another CPU")
 def test_lanes_of_this_cpu():
-    assert best_lanes() in (4, 8, 16)
-    assert SparseModel(Program("none", (1, 1, 1), ())).lanes == best_lanes()
+    flags = cpu_flags()
+    wanted = 16 if "avx512f" in flags else 8 if {"avx2", "fma"} <= flags else 4
+    assert best_lanes() == wanted
+    assert SparseModel(Program("none", (1, 1, 1), ())).lanes == wanted
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPUs' names are x86's")
+@pytest.mark.parametrize(
+    ("name", "features", "lanes"),
+    [("haswell", "+avx2,+fma", 8), ("nehalem", "", 4), ("skylake-avx512", "+avx512f", 16)],
+)
+def test_lanes_of_other_cpus(name, features, lanes):
+    code = "from l3prune.sparse import best_lanes; print(best_lanes())"
+    variables = {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        timeout=120,
+        stdout=subprocess.PIPE,
+        env=os.environ | variables,
+    )
+    assert int(ended.stdout) == lanes
+
+
+@pytest.fixture
+def large():
+    """A model of one thread that computes for some milliseconds."""
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 16, 32)).astype(np.float32)
+    step = Convolution("conv", kernel, np.zeros(32, np.float32))
+    return SparseModel(Program("large", (128, 128, 16), (step,)), threads=1, lanes=4)
+
+
+def test_other_threads_run_while_the_kernels_do(large):
+    """Python switches threads by itself only after an hour here: the kernel must let go."""
+    large(np.zeros((1, 128, 128, 16)))
+    count, done = [0], threading.Event()
+
+    def work():
+        while not done.is_set():
+            count[0] += 1
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    thread = threading.Thread(target=work)
+    try:
+        sys.setswitchinterval(3600)
+        thread.start()
+        with large._memory() as memory:
+            for _ in range(500):
+                before = count[0]
+                running._run(large._schedule, memory, 1)
+                moved = count[0] > before
+                if moved:
+                    break
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        thread.join()
+    assert moved
+
+
+def test_kernels_are_found_on_disk(large):
+    large(np.zeros((1, 128, 128, 16)))  # compiled, and kept, by now
+    code = """
+import numpy as np
+from l3prune.sparse import SparseModel, kernels
+from l3prune.sparse.program import Program
+SparseModel(Program("none", (2, 2, 1), ()), threads=1, lanes=4)(np.ones((1, 2, 2, 1)))
+stats = kernels.run.stats
+assert sum(stats.cache_hits.values()) == 1 and not stats.cache_misses, stats
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 # Refusals
@@ -544,7 +653,15 @@ def test_sequential_class():
         ([convolution(shape=(3, 3, 4, 2))], r"layer conv: kernel is float32 \(3, 3, 4, 2\), not"),
         ([convolution(shape=(9, 9, 2, 1), padding="valid")], "do not fit into maps"),
         ([convolution(shape=(3, 3, 2, 1), padding="full")], "padding 'full'"),
-        ([convolution(shape=(3, 3, 2, 1), strides=(0, 1))], "no two sizes"),
+        ([convolution(shape=(3, 3, 2, 1), strides=(0, 1))], r"layer conv: .* is \(0, 1\); allowed"),
+        ([convolution(shape=(3, 3, 2, 1), strides=(1.5, 1))], r"layer conv: .* is \(1\.5, 1\)"),
+        ([Pooling("pool", "max", ("2", 2), (2, 2))], "layer pool: .* whole numbers 1 to 32768"),
+        ([Pooling("pool", "max", (2, 2), None)], "layer pool: .* whole numbers 1 to 32768"),
+        ([convolution(shape=(3, 3, 2, 0))], "layer conv: .* without any weight"),
+        (
+            [GlobalPooling("all", "max"), Dense("dense", *np.ones((2, 2, 0), np.float32))],
+            "layer dense: .* without any weight",
+        ),
         ([Pooling("pool", "median", (2, 2), (2, 2))], "pooling 'median'"),
         (
             [GlobalPooling("all", "max"), GlobalPooling("again", "max")],
@@ -561,9 +678,55 @@ def test_programs_that_do_not_fit(steps, message):
         SparseModel(Program("bad", (6, 6, 2), tuple(steps)))
 
 
-def test_maps_that_are_too_large():
-    with pytest.raises(ParameterError, match="at most"):
-        SparseModel(Program("bad", (2**15, 2**15, 2), ()))
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((2**15, 2**15, 2), r"network bad: the input has \d+ values; allowed are 134217728"),
+        ((2**16 + 1, 4, 1), "has 65537 rows and 4 columns; allowed are 65536 each"),
+        ((4, 2**17, 1), "has 4 rows and 131072 columns; allowed are 65536 each"),
+        ((None, 4, 2), r"shape is \(None, 4, 2\); allowed are 3 whole numbers"),
+        ((4.5, 4, 2), "shape is"),
+        ((4, 4), "shape is"),
+        (None, r"shape is \(None,\)"),
+    ],
+)
+def test_shapes_that_cannot_be(shape, message):
+    with pytest.raises(ParameterError, match=message):
+        SparseModel(Program("bad", shape, ()))
+
+
+@pytest.mark.parametrize(
+    ("front_end", "message"),
+    [
+        (
+            FrontEnd(8000, 2**24, 1, 8),
+            "DFT takes 16777216 samples; allowed are 64000",
+        ),
+        (FrontEnd(48000, 2**16, 1, 8), r"all frames together, has \d+ values"),
+        (FrontEnd(8000, 1024, 200, 64), "the network takes"),
+    ],
+)
+def test_front_ends_that_would_take_gigabytes(front_end, message):
+    steps = (GlobalPooling("pool", "max"),)
+    with pytest.raises(ParameterError, match=message):
+        SparseModel(Program("bad", (64, 50, 1), steps, front_end))
+
+
+def test_a_schedule_takes_no_memory_for_rows():
+    """Hundreds of steps, each with another number of rows, of many."""
+    steps = []
+    for number in range(300):
+        steps.append(convolution(f"conv_{number}", (1, 1, 1, 1), 1.0))
+        steps.append(Pooling(f"pool_{number}", "max", (2, 1), (1, 1)))
+    program = Program("long", (2**16, 1, 1), tuple(steps))
+    tracemalloc.start()
+    try:
+        model = SparseModel(program)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(model._schedule.steps) > 500
+    assert peak < 5e6
 
 
 def test_bad_arguments():

@@ -92,6 +92,24 @@ def test_what_cannot_be_met(network, clock, monkeypatch):
         parse_budget("ms=20")
 
 
+@pytest.mark.parametrize(
+    "measured",
+    [
+        None,
+        [],
+        {},
+        {"budget": "macs<=9", "milliseconds": 1.0},
+        {"budget": "macs<=9", "milliseconds": "1", "engine": "sparse"},
+        {"budget": "macs<=9", "milliseconds": 1.0, "engine": "sparse", "more": 1},
+    ],
+)
+def test_a_damaged_record_is_no_budget(measured):
+    with pytest.raises(ParameterError, match=r"run/config\.json has no measured budget"):
+        Measured.from_record({"measured": measured}, "run/config.json")
+    with pytest.raises(ParameterError, match="no measured budget"):
+        Measured.from_record(measured, "run/config.json")
+
+
 @pytest.mark.slow
 def test_the_command(place, tmp_path, clock, capsys, monkeypatch):
     limit = 6
@@ -102,7 +120,7 @@ def test_the_command(place, tmp_path, clock, capsys, monkeypatch):
     said = capsys.readouterr().out.splitlines()[0]
     assert said.startswith(f"--budget ms<={limit}: ")
     (run,) = (path.parent for path in tmp_path.rglob(CONFIG))
-    measured = Measured(**json.loads((run / CONFIG).read_text())["measured"])
+    measured = Measured.from_record(json.loads((run / CONFIG).read_text()), run)
     assert said == f"--budget ms<={limit}: {measured}"
     assert limit * 0.9 <= measured.milliseconds <= limit
     weights = load_network(run / PRUNED)

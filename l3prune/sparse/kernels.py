@@ -41,14 +41,13 @@ TILED, CONVOLUTION, AFFINE, MAXIMUM, AVERAGE, DENSE = range(6)
 FIELDS = (
     # What it is, how many tasks it has, whether zero weights may be skipped for finite input only.
     *("kind", "tasks", "needs_finite", "relu"),
-    # Maps that are read: place of the first element, strides of channels and columns, table of the
-    # rows' places, sizes.
-    *("from_", "from_channel", "from_column", "from_rows", "rows", "columns", "channels"),
+    # Maps that are read: place of the first element, strides of channels, columns and rows, sizes.
+    *("from_", "from_channel", "from_column", "from_row", "rows", "columns", "channels"),
     # Maps that are written.
-    *("to", "to_channel", "to_column", "to_rows", "to_height", "to_width", "to_channels"),
-    # Lane layouts: rows a lane (0: no lanes), vectors from row to row, and in `floats` the mask of
-    # lanes that hold a row.
-    *("from_lane_rows", "from_pitch", "to_lane_rows", "to_pitch", "to_mask"),
+    *("to", "to_channel", "to_column", "to_row", "to_height", "to_width", "to_channels"),
+    # Lane layouts: rows a lane (0: no lanes), vectors from row to row, and in `floats` a mask for
+    # each number of lanes that hold a row.
+    *("from_lane_rows", "from_pitch", "to_lane_rows", "to_pitch", "to_masks"),
     # Windows: sizes, strides, zeros in front.
     *("height", "width", "row_stride", "column_stride", "above", "left"),
     # Constants in `floats`; scale is -1 where there is none.
@@ -91,6 +90,22 @@ def _multiply_add(shape, maps, pitch, offsets, weights, count, sums, first, bias
 
 
 @_inlined
+def _read_from(step, row):
+    """Where a row is in the map that is read, from its first element on."""
+    if step.from_lane_rows == 0:
+        return row * step.from_row
+    return row % step.from_lane_rows * step.from_row + row // step.from_lane_rows
+
+
+@_inlined
+def _write_to(step, row):
+    """Where a row is in the map that is written."""
+    if step.to_lane_rows == 0:
+        return row * step.to_row
+    return row % step.to_lane_rows * step.to_row + row // step.to_lane_rows
+
+
+@_inlined
 def _put(value, at, lane_row, lane_rows, line, lanes):
     """Write a vector of a map, and its copies in the rows beside the lanes' first and last."""
     store(at, value)
@@ -110,7 +125,7 @@ def _finish(step, floats, memory, filter_, sums, lane_row, column, lanes):
     tile_rows, tile_columns = step.tile_rows, step.tile_columns
     to_lane_rows, line = step.to_lane_rows, step.to_pitch * size
     to = memory + 4 * (step.to + filter_ * step.to_channel)
-    mask = floats.ctypes.data + 4 * step.to_mask
+    masks = floats.ctypes.data + 4 * step.to_masks
     relu, pooled = step.relu != 0, step.pooled != 0
     affine = step.scale >= 0
     scale = splat(np.float32(1), lanes)
@@ -125,7 +140,9 @@ def _finish(step, floats, memory, filter_, sums, lane_row, column, lanes):
     bad = False
     zero = splat(np.float32(0), lanes)
     for row in range(first_row, end_row):
-        present = load(mask + row * size, lanes)
+        # Lane l has row l * to_lane_rows + row.
+        filled = (step.to_height - row + to_lane_rows - 1) // to_lane_rows
+        present = load(masks + max(filled, 0) * size, lanes)
         at_row = to + row * line
         for column_ in range(first_column, end_column):
             at = sums + size * (each * ((row - first_row) * tile_columns + column_ - first_column))
@@ -199,17 +216,16 @@ def _tiled(step, task, ints, floats, memory, sums, lanes):
 
 
 @_compiled
-def _rim(step, ints, work, channel, lanes):
+def _rim(step, work, channel, lanes):
     """What a channel in a lane layout has besides its values: zeros and copies around them.
 
     Gives whether a value is not finite.
     """
     height, width = step.to_height, step.to_width
     to = step.to + channel * step.to_channel
-    rows = step.to_rows
     bad = False
     for row in range(height):
-        at = to + ints[rows + row]
+        at = to + _write_to(step, row)
         for column in range(width):
             value = work[at + column * step.to_column]
             bad |= value - value != 0
@@ -244,9 +260,11 @@ def _convolution(step, filter_, ints, floats, work):
     to = step.to + filter_ * step.to_channel
     to_column, from_column = step.to_column, step.from_column
     stride, shift = step.column_stride, step.left
+    lane_rows = step.from_lane_rows if step.from_lane_rows > 0 else step.rows
+    to_lane_rows = step.to_lane_rows if step.to_lane_rows > 0 else height
     bias = floats[step.bias + filter_]
     for row in range(height):
-        at = to + ints[step.to_rows + row]
+        at = to + _write_to(step, row)
         for column in range(width):
             work[at + column * to_column] = bias
     entry = step.table + filter_
@@ -254,20 +272,24 @@ def _convolution(step, filter_, ints, floats, work):
         channel, tap = divmod(ints[step.blocks + index], step.height * step.width)
         tap_row, tap_column = divmod(tap, step.width)
         weight = floats[step.weights + index]
-        # Columns whose tap is inside the map.
+        # Columns and rows whose tap is inside the map.
         first = max((shift - tap_column + stride - 1) // stride, 0)
         end = min((step.columns - 1 + shift - tap_column) // stride + 1, width)
-        for row in range(height):
-            source = row * step.row_stride + tap_row - step.above
-            if source < 0 or source >= step.rows:
-                continue
-            at = to + ints[step.to_rows + row]
-            origin = (
-                step.from_
-                + channel * step.from_channel
-                + ints[step.from_rows + source]
-                + (tap_column - shift) * from_column
-            )
+        tap_row -= step.above
+        first_row = max((step.row_stride - 1 - tap_row) // step.row_stride, 0)
+        end_row = min((step.rows - 1 - tap_row) // step.row_stride + 1, height)
+        source = first_row * step.row_stride + tap_row
+        origin = (
+            step.from_
+            + channel * step.from_channel
+            + _read_from(step, source)
+            + (tap_column - shift) * from_column
+        )
+        at = to + _write_to(step, first_row)
+        # From row to row without a division, which costs as much as some columns.
+        lane_row = source % lane_rows if source >= lane_rows else source
+        to_lane_row = first_row % to_lane_rows if first_row >= to_lane_rows else first_row
+        for _ in range(first_row, end_row):
             if to_column == 1 and from_column * stride == 1:
                 for column in range(first, end):
                     work[at + column] += weight * work[origin + column]
@@ -276,24 +298,34 @@ def _convolution(step, filter_, ints, floats, work):
                     work[at + column * to_column] += (
                         weight * work[origin + column * stride * from_column]
                     )
+            lane_row += step.row_stride
+            origin += step.row_stride * step.from_row
+            while lane_row >= lane_rows:
+                lane_row -= lane_rows
+                origin += 1 - lane_rows * step.from_row
+            to_lane_row += 1
+            at += step.to_row
+            if to_lane_row == to_lane_rows:
+                to_lane_row = 0
+                at += 1 - to_lane_rows * step.to_row
     if step.relu:
         for row in range(height):
-            at = to + ints[step.to_rows + row]
+            at = to + _write_to(step, row)
             for column in range(width):
                 value = work[at + column * to_column]
                 work[at + column * to_column] = np.float32(0) if value < 0 else value
 
 
 @_compiled
-def _affine(step, channel, ints, floats, work):
+def _affine(step, channel, floats, work):
     """One channel, from any layout to any other; scaled where there is a scale."""
     scale, offset = np.float32(1), np.float32(0)
     if step.scale >= 0:
         scale = floats[step.scale + channel]
         offset = floats[step.offset + channel]
     for row in range(step.rows):
-        origin = step.from_ + channel * step.from_channel + ints[step.from_rows + row]
-        at = step.to + channel * step.to_channel + ints[step.to_rows + row]
+        origin = step.from_ + channel * step.from_channel + _read_from(step, row)
+        at = step.to + channel * step.to_channel + _write_to(step, row)
         for column in range(step.columns):
             value = work[origin + column * step.from_column]
             if step.scale >= 0:
@@ -304,7 +336,7 @@ def _affine(step, channel, ints, floats, work):
 
 
 @_compiled
-def _pooling(step, channel, ints, work):
+def _pooling(step, channel, work):
     """One channel. Of a maximum, NaN is passed over but where the window is the whole map."""
     whole = step.whole != 0
     maximum = step.kind == MAXIMUM
@@ -317,7 +349,7 @@ def _pooling(step, channel, ints, work):
             most, total, count = -_INFINITY if whole else _LOWEST, 0.0, 0
             nan = False
             for source in range(max(top, 0), min(top + step.height, step.rows)):
-                at = origin + ints[step.from_rows + source]
+                at = origin + _read_from(step, source)
                 for each in range(first, end):
                     value = work[at + each * step.from_column]
                     if maximum:
@@ -330,12 +362,12 @@ def _pooling(step, channel, ints, work):
                 most = np.float32(total / count)
             elif nan and whole:
                 most = np.float32(np.nan)
-            at = step.to + channel * step.to_channel + ints[step.to_rows + row]
+            at = step.to + channel * step.to_channel + _write_to(step, row)
             work[at + column * step.to_column] = most
 
 
 @_compiled
-def _largest_in_lanes(step, channel, ints, work, memory, sums, lanes):
+def _largest_in_lanes(step, channel, work, memory, sums, lanes):
     """`_pooling` of the maximum of a map in lanes: first over columns, of all lanes together."""
     size = 4 * len(lanes)
     origin = memory + 4 * (step.from_ + channel * step.from_channel)
@@ -355,19 +387,22 @@ def _largest_in_lanes(step, channel, ints, work, memory, sums, lanes):
             for source in range(max(top, 0), min(top + step.height, step.rows)):
                 lane, lane_row = divmod(source, step.from_lane_rows)
                 most_here = max(most_here, sums[lane_row * len(lanes) + lane])
-            at_row = step.to + channel * step.to_channel + ints[step.to_rows + row]
+            at_row = step.to + channel * step.to_channel + _write_to(step, row)
             work[at_row + column * step.to_column] = most_here
 
 
 @_compiled
 def _dense(step, output, floats, work):
-    """One output of a dense layer; the products are summed in float64."""
+    """One output of a dense layer, in any layout; the products are summed in float64."""
     total = np.float64(floats[step.bias + output])
     at = step.weights + output * step.channels
     for index in range(step.channels):
-        total += np.float64(work[step.from_ + index]) * np.float64(floats[at + index])
-    value = np.float32(total)
-    work[step.to + output] = np.float32(0) if step.relu and value < 0 else value
+        value = work[step.from_ + index * step.from_channel]
+        total += np.float64(value) * np.float64(floats[at + index])
+    made = np.float32(total)
+    if step.relu and made < 0:
+        made = np.float32(0)
+    work[step.to + output * step.to_channel] = made
 
 
 @_compiled
@@ -379,14 +414,14 @@ def _carry_out(step, task, ints, floats, work, sums, lanes):
     if kind == CONVOLUTION:
         _convolution(step, task, ints, floats, work)
     elif kind == AFFINE:
-        _affine(step, task, ints, floats, work)
+        _affine(step, task, floats, work)
     elif kind == DENSE:
         _dense(step, task, floats, work)
     elif kind == MAXIMUM and step.from_lane_rows > 0 and step.whole == 0:
-        _largest_in_lanes(step, task, ints, work, memory, sums, lanes)
+        _largest_in_lanes(step, task, work, memory, sums, lanes)
     else:
-        _pooling(step, task, ints, work)
-    return _rim(step, ints, work, task, lanes)
+        _pooling(step, task, work)
+    return _rim(step, work, task, lanes)
 
 
 @_compiled

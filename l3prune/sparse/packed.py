@@ -27,7 +27,8 @@ from l3prune.sparse.program import (
     Program,
     Step,
 )
-from l3prune.sparse.table import AVERAGE, MOST, RELU, SAME, Line, check, line_of, whole_numbers
+from l3prune.sparse.shapes import check_input
+from l3prune.sparse.table import AVERAGE, RELU, SAME, Line, check, line_of
 
 VERSION = 1
 MAX_BYTES = 2**30
@@ -153,7 +154,7 @@ def save_program(
     """
     if values not in VALUES:
         raise ParameterError(f"values={values!r} is unknown; allowed: {', '.join(VALUES)}")
-    shape = whole_numbers("the program's shape", program.shape, 3, MOST)
+    shape = check_input(program.shape, program.front_end)
     lines, data = [], []
     losses: dict[str, Loss] = {}
     for step in program.steps:
@@ -172,7 +173,7 @@ def save_program(
     head += [_LINE.pack(*line) + _text(name) for name, line in lines]
     body = b"".join(head + data)
     size = _HEADER.size + len(body) + _CHECKSUM.size
-    check(shape, program.front_end, lines, size)
+    check(shape, lines, size)
     for what, count, most in (
         ("bytes", size, MAX_BYTES),
         ("steps", len(lines), 0xFFFF),
@@ -386,9 +387,9 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            head = file.read(_HEADER.size)
-            _check_head(path, head, size)
-            content = head + file.read(size - len(head))
+            _check_head(path, file.read(_HEADER.size), size)
+            file.seek(0)
+            content = file.read(size)
     except OSError as error:
         raise L3PruneError(f"cannot read {path}: {error.strerror}") from error
     checksum = zlib.crc32(memoryview(content)[: -_CHECKSUM.size])
@@ -421,7 +422,6 @@ def _check_head(path: str | os.PathLike[str], head: bytes, size: int) -> None:
 
 def _parse(content: bytes) -> _Parsed:
     _, _, number, form, size, *numbers, origins, steps = _HEADER.unpack_from(content)
-    rows, columns, channels = whole_numbers("its shape", numbers[:3], 3, MOST)
     if number >= len(VALUES) or form > len(FORMS):
         raise ParameterError(f"value type {number} or front end {form} is unknown")
     values = list(VALUES)[number]
@@ -431,6 +431,7 @@ def _parse(content: bytes) -> _Parsed:
         front_end = FrontEnd(rate, n_dft, hop, mels or None, FORMS[form - 1])
     elif any(numbers[3:]):
         raise ParameterError("it has numbers of a front end, but no front end")
+    shape = check_input(numbers[:3], front_end)
     cursor = _Cursor(content, _HEADER.size)
     name = cursor.text()
     pairs = [(cursor.text(), cursor.text()) for _ in range(origins)]
@@ -441,7 +442,7 @@ def _parse(content: bytes) -> _Parsed:
     origin, names = dict(pairs), {each for each, _ in lines}
     if len(origin) < len(pairs) or len(names) < len(lines):
         raise ParameterError("a name is there twice")
-    check((rows, columns, channels), front_end, lines, size)
+    check(shape, lines, size)
     data = cursor.offset
     for _, line in lines:
         for length in line.sections(VALUES[values]):
@@ -449,7 +450,7 @@ def _parse(content: bytes) -> _Parsed:
     if cursor.offset != cursor.end:
         raise ParameterError(f"{cursor.end - cursor.offset} bytes are left behind its weights")
     cursor.offset = data
-    return _Parsed(cursor, values, name, (rows, columns, channels), front_end, origin, lines)
+    return _Parsed(cursor, values, name, shape, front_end, origin, lines)
 
 
 def _unpack(parsed: _Parsed) -> Program:

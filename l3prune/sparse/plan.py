@@ -8,7 +8,6 @@ as many rows in twice as large a J are in the same lane, so that 2 x 2 pooling s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +25,7 @@ from l3prune.sparse.program import (
     Program,
     Step,
 )
-from l3prune.sparse.shapes import MAX_WINDOW, MOST, shape_after
+from l3prune.sparse.shapes import MAX_WINDOW, check_input, shape_after, whole_numbers
 
 #: Maps are pooled in their lanes if that makes J at most so many times what the rows need.
 _WASTE = 1.2
@@ -100,8 +99,11 @@ class Operation:
         return rows * columns
 
 
-def mac_density(program: Program) -> float:
+def mac_density(program: Program, lanes: int | None = None) -> float:
     """Share of the multiply-accumulates whose weight is not zero; 1 where there are none at all.
+
+    With `lanes`, those of the fast kernel count as many times as it has places in its lanes for one
+    in the map: where half of them are empty, a weight costs twice as much.
 
     Examples
     --------
@@ -110,9 +112,14 @@ def mac_density(program: Program) -> float:
     >>> mac_density(Program("small", (1, 1, 2), (Flatten("flat"), half)))
     0.5
     """
-    operations = plan(program, 4)  # the same in any layout
-    dense = sum(operation.dense_macs for operation in operations)
-    return sum(operation.macs for operation in operations) / dense if dense else 1.0
+    left = dense = 0.0
+    for operation in plan(program, lanes or 4):  # macs are the same in any lanes
+        cost = 1.0
+        if operation.tiled and lanes is not None:
+            cost = operation.lane_rows * lanes / operation.shape[0]
+        left += cost * operation.macs
+        dense += cost * operation.dense_macs
+    return left / dense if dense else 1.0
 
 
 def plan(program: Program, lanes: int) -> list[Operation]:
@@ -130,7 +137,11 @@ def plan(program: Program, lanes: int) -> list[Operation]:
     ['layout']
     """
     operations: list[Operation] = []
-    shape: tuple[int, ...] = _checked_shape(program.name, program.shape)
+    try:
+        start = check_input(program.shape, program.front_end)
+    except ParameterError as error:
+        raise ParameterError(f"network {program.name}: {error}") from None
+    shape: tuple[int, ...] = start
     for step in program.steps:
         output = output_shape(step, shape)
         if isinstance(step, Flatten):
@@ -146,7 +157,7 @@ def plan(program: Program, lanes: int) -> list[Operation]:
             operations.append(Operation(step, _as_map(shape), _as_map(output), tiled=tiled))
         shape = output
     operations = _lanes(_fused(operations), lanes)
-    end = Operation(None, program.shape, program.shape)
+    end = Operation(None, start, start)
     if operations:
         operations[-1] = replace(operations[-1], flat=True)
         end = Operation(None, operations[-1].output, operations[-1].output)
@@ -201,6 +212,10 @@ def output_shape(step: Step, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise ParameterError(f"{step!r} is no step that the sparse engine knows")
     if isinstance(step, Convolution | Dense):
         channels = step.kernel.shape[-1]
+        if not step.kernel.size:
+            raise ParameterError(
+                f"layer {step.name}: its kernel has shape {step.kernel.shape}, without any weight"
+            )
         _check_array(step, "bias", (channels,))
     if isinstance(step, Pooling | GlobalPooling) and step.kind not in ("max", "average"):
         raise ParameterError(f"layer {step.name}: pooling {step.kind!r} is not max or average")
@@ -225,11 +240,8 @@ def _as_map(shape: tuple[int, ...]) -> Shape:
 
 
 def _sizes(step: Step, sizes: Sequence[int]) -> tuple[int, int]:
-    if len(sizes) != 2 or not all(1 <= size <= MAX_WINDOW for size in sizes):
-        raise ParameterError(
-            f"layer {step.name}: {tuple(sizes)} are no two sizes in 1 … {MAX_WINDOW}"
-        )
-    return int(sizes[0]), int(sizes[1])
+    rows, columns = whole_numbers(f"layer {step.name}: a window or stride", sizes, 2, MAX_WINDOW)
+    return rows, columns
 
 
 def _check_array(step: Step, name: str, shape: tuple[int | None, ...]) -> None:
@@ -247,15 +259,6 @@ def _check_array(step: Step, name: str, shape: tuple[int | None, ...]) -> None:
         given = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else repr(array)
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ParameterError(f"layer {step.name}: {name} is {given}, not float32 ({wanted})")
-
-
-def _checked_shape(name: str, shape: Shape) -> Shape:
-    if len(shape) != 3 or not all(size >= 1 for size in shape) or math.prod(shape) > MOST:
-        raise ParameterError(
-            f"{name}: maps of shape {tuple(shape)}; the sparse engine takes (rows, columns, "
-            f"channels) of 1 and more, at most {MOST} values"
-        )
-    return int(shape[0]), int(shape[1]), int(shape[2])
 
 
 def _fused(operations: list[Operation]) -> list[Operation]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,8 +42,8 @@ class Layout:
         Place of row 0, column 0 of channel 0.
     channel, column : int
         Floats from one channel or column to the next.
-    rows : np.ndarray, (rows,) int64
-        Place of each row's first element, from `start` on.
+    row : int
+        Floats from one row to the next; in lanes, to the next one of the same lane.
     size : int
         Floats from the beginning of the layout to its end.
     lane_rows : int
@@ -53,16 +53,16 @@ class Layout:
 
     Examples
     --------
-    >>> layout = Layout((2, 3, 1), 0, 1, 1, np.array([0, 3]), 6)
-    >>> layout.start + layout.rows[1] + 2 * layout.column
-    np.int64(5)
+    >>> layout = Layout((2, 3, 1), 0, 1, 1, 3, 6)
+    >>> layout.start + layout.row + 2 * layout.column
+    5
     """
 
     shape: tuple[int, int, int]
     start: int
     channel: int
     column: int
-    rows: np.ndarray
+    row: int
     size: int
     lane_rows: int = 0
     pitch: int = 0
@@ -126,7 +126,7 @@ def make_schedule(program: Program, lanes: int, *, every: bool = False) -> Sched
     """
     operations = plan(program, lanes)
     tables = _Tables()
-    layouts = [_flat(program.shape)]
+    layouts = [_flat(operations[0].shape)]
     for number, operation in enumerate(operations):
         following = operations[number + 1] if number + 1 < len(operations) else None
         layouts.append(_layout_behind(operation, following, lanes))
@@ -134,6 +134,8 @@ def make_schedule(program: Program, lanes: int, *, every: bool = False) -> Sched
     halves = [_aligned(max(each.size for each in layouts[half::2])) for half in (0, 1)]
     if 4 * sum(halves) >= 2**31:
         raise ParameterError(f"network {program.name} needs maps of more than 2 GiB")
+    # Of so many lanes, from none to all, that hold a row.
+    masks = tables.add("floats", np.tri(lanes + 1, lanes, -1))
     rows, sums = [], 1
     for number, operation in enumerate(operations):
         before, after = (
@@ -141,7 +143,7 @@ def make_schedule(program: Program, lanes: int, *, every: bool = False) -> Sched
         )
         if number and operations[number - 1].output != operation.shape:
             before = _as_vector(before, operation.shape)
-        row = _maps(tables, before, after, operation, lanes)
+        row = _maps(before, after, operation) | {"to_masks": masks}
         row |= _work_of(tables, operation, before, lanes, every)
         sums = max(sums, row.pop("sums", before.lane_rows * lanes))
         rows.append(tuple(int(row.get(name, 0)) for name in kernels.FIELDS))
@@ -150,8 +152,8 @@ def make_schedule(program: Program, lanes: int, *, every: bool = False) -> Sched
     return Schedule(
         operations=operations,
         steps=np.array(rows, kernels.STEP),
-        ints=tables.joined("ints", np.int32),
-        floats=tables.joined("floats", np.float32),
+        ints=tables.joined("ints"),
+        floats=tables.joined("floats"),
         work=sum(halves),
         sums=sums,
         input=slice(0, int(np.prod(program.shape))),
@@ -160,39 +162,30 @@ def make_schedule(program: Program, lanes: int, *, every: bool = False) -> Sched
     )
 
 
-@dataclass
 class _Tables:
     """The two arrays of constants, as they grow; both begin their parts at cache lines."""
 
-    ints: list[np.ndarray] = field(default_factory=list)
-    floats: list[np.ndarray] = field(default_factory=list)
-    sizes: dict[str, int] = field(default_factory=lambda: {"ints": 0, "floats": 0})
+    _TYPES: ClassVar = {"ints": np.int32, "floats": np.float32}
+
+    def __init__(self) -> None:
+        self._parts: dict[str, list[np.ndarray]] = {name: [] for name in self._TYPES}
+        self._sizes = dict.fromkeys(self._TYPES, 0)
 
     def add(self, name: str, values: Any) -> int:
         """Where the values begin."""
-        values = np.ravel(np.asarray(values))
-        start = self.sizes[name]
-        filled = _aligned(len(values))
-        getattr(self, name).append(np.pad(values, (0, filled - len(values))))
-        self.sizes[name] += filled
+        part = np.ravel(np.asarray(values, self._TYPES[name]))
+        start = self._sizes[name]
+        self._parts[name].append(part)
+        self._sizes[name] += _aligned(len(part))
         return start
 
-    def joined(self, name: str, dtype: type) -> np.ndarray:
-        parts = getattr(self, name) or [np.zeros(_FLOATS)]
-        return aligned_copy(np.concatenate(parts).astype(dtype))
-
-
-def aligned_copy(values: np.ndarray) -> np.ndarray:
-    """A copy whose memory begins with a cache line.
-
-    Examples
-    --------
-    >>> aligned_copy(np.zeros(3, np.float32)).ctypes.data % 64
-    0
-    """
-    copy = aligned_zeros(len(values), values.dtype)
-    copy[:] = values
-    return copy
+    def joined(self, name: str) -> np.ndarray:
+        whole = aligned_zeros(max(self._sizes[name], _FLOATS), self._TYPES[name])
+        start = 0
+        for part in self._parts[name]:
+            whole[start : start + len(part)] = part
+            start += _aligned(len(part))
+        return whole
 
 
 def aligned_zeros(count: int, dtype: Any = np.float32) -> np.ndarray:
@@ -216,15 +209,13 @@ def _aligned(count: int) -> int:
 def _flat(shape: tuple[int, int, int]) -> Layout:
     """Channels last."""
     rows, columns, channels = shape
-    places = np.arange(rows, dtype=np.int64) * columns * channels
-    return Layout(shape, 0, 1, channels, places, rows * columns * channels)
+    return Layout(shape, 0, 1, channels, columns * channels, rows * columns * channels)
 
 
 def _plain(shape: tuple[int, int, int]) -> Layout:
     """Channel after channel."""
     rows, columns, channels = shape
-    places = np.arange(rows, dtype=np.int64) * columns
-    return Layout(shape, 0, rows * columns, 1, places, rows * columns * channels)
+    return Layout(shape, 0, rows * columns, 1, columns, rows * columns * channels)
 
 
 def _in_lanes(shape: tuple[int, int, int], lane_rows: int, lanes: int, columns: int) -> Layout:
@@ -233,7 +224,6 @@ def _in_lanes(shape: tuple[int, int, int], lane_rows: int, lanes: int, columns: 
     Rows are an odd multiple of 8 cache lines apart and channels an odd multiple of 32, so that the
     lines under a tile spread evenly over the sets of the first cache.
     """
-    rows = np.arange(shape[0], dtype=np.int64)
     per_line = max(_FLOATS // lanes, 1)
     per_vector = max(lanes // _FLOATS, 1)
     pitch = _odd_multiple(max(columns, shape[1]) + 2, 8 * per_line // per_vector)
@@ -243,7 +233,7 @@ def _in_lanes(shape: tuple[int, int, int], lane_rows: int, lanes: int, columns: 
         start=(pitch + 1) * lanes,
         channel=vectors * lanes,
         column=lanes,
-        rows=rows % lane_rows * pitch * lanes + rows // lane_rows,
+        row=pitch * lanes,
         size=vectors * lanes * shape[2],
         lane_rows=lane_rows,
         pitch=pitch,
@@ -273,7 +263,7 @@ def _moved(layout: Layout, by: int) -> Layout:
 
 def _as_vector(layout: Layout, shape: tuple[int, int, int]) -> Layout:
     """The same memory behind Flatten."""
-    return Layout(shape, layout.start, 1, 1, np.zeros(1, np.int64), layout.size)
+    return Layout(shape, layout.start, 1, 1, layout.row, layout.size)
 
 
 def _needed(operation: Operation) -> int:
@@ -302,30 +292,24 @@ def _tile(operation: Operation, lanes: int) -> tuple[int, int]:
     )
 
 
-def _maps(
-    tables: _Tables, before: Layout, after: Layout, operation: Operation, lanes: int
-) -> dict[str, int]:
+def _maps(before: Layout, after: Layout, operation: Operation) -> dict[str, int]:
     row = {
         "from_": before.start,
         "from_channel": before.channel,
         "from_column": before.column,
-        "from_rows": tables.add("ints", before.rows),
+        "from_row": before.row,
         "from_lane_rows": before.lane_rows,
         "from_pitch": before.pitch,
         "to": after.start,
         "to_channel": after.channel,
         "to_column": after.column,
-        "to_rows": tables.add("ints", after.rows),
+        "to_row": after.row,
         "to_lane_rows": after.lane_rows,
         "to_pitch": after.pitch,
         "scale": -1,
     }
     row["rows"], row["columns"], row["channels"] = operation.shape
     row["to_height"], row["to_width"], row["to_channels"] = operation.output
-    if after.lane_rows:
-        of_lanes = np.arange(lanes) * after.lane_rows
-        present = np.arange(after.lane_rows)[:, np.newaxis] + of_lanes < after.shape[0]
-        row["to_mask"] = tables.add("floats", present)
     return row
 
 

@@ -3,15 +3,99 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
+from l3prune.audio import SAMPLE_RATES, FrontEnd
+from l3prune.checks import is_integer
 from l3prune.errors import ParameterError
 from l3prune.sparse.program import Affine, Dense, Flatten, GlobalPooling, Step
 
 #: Largest number of weights in a file, and of values between two steps: 512 MiB of float32.
 MOST = 2**27
 
+#: Most rows, and most columns, of a map.
+MAX_SIDE = 2**16
+
 #: Largest window and stride along one axis.
 MAX_WINDOW = 2**15
+
+#: Longest DFT of a front end, in seconds.
+_MAX_DFT_SECONDS = 8
+
+
+def whole_numbers(what: str, numbers: Any, count: int, most: int) -> tuple[int, ...]:
+    """`count` numbers from 1 to `most`, as Python's integers.
+
+    Raises
+    ------
+    ParameterError
+        They are not.
+
+    Examples
+    --------
+    >>> whole_numbers("the window", (3, 0), 2, 65535)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: the window is (3, 0); allowed are 2 whole numbers 1 to 65535
+    """
+    given = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
+    if len(given) != count or not all(is_integer(each) and 0 < each <= most for each in given):
+        raise ParameterError(f"{what} is {given}; allowed are {count} whole numbers 1 to {most}")
+    return tuple(int(each) for each in given)
+
+
+def check_input(shape: Any, front_end: FrontEnd | None) -> tuple[int, int, int]:
+    """What the first step takes, and what makes it: (rows, columns, channels), checked.
+
+    Raises
+    ------
+    ParameterError
+        No three numbers, or too large ones; a front end that makes another shape, or that would
+        take gigabytes for it.
+
+    Examples
+    --------
+    >>> check_input((70000, 1, 1), None)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: the input has 70000 rows and 1 columns; allowed are 65536 each
+    """
+    rows, columns, channels = whole_numbers("the input's shape", shape, 3, MOST)
+    if front_end is not None:
+        _check_front_end(front_end, (rows, columns, channels))
+    check_values("the input", rows, columns, channels)
+    # No step makes more rows or columns than it takes.
+    if max(rows, columns) > MAX_SIDE:
+        raise ParameterError(
+            f"the input has {rows} rows and {columns} columns; allowed are {MAX_SIDE} each"
+        )
+    return rows, columns, channels
+
+
+def _check_front_end(front_end: FrontEnd, shape: tuple[int, int, int]) -> None:
+    low, high = SAMPLE_RATES
+    mels = 1 if front_end.n_mels is None else front_end.n_mels
+    sizes = (front_end.n_dft, front_end.hop_length, mels)
+    whole_numbers("the front end's lengths and bands", sizes, 3, 2**32 - 1)
+    if not is_integer(front_end.sample_rate) or not low <= front_end.sample_rate <= high:
+        raise ParameterError(
+            f"the front end's sample rate is {front_end.sample_rate}; allowed are whole numbers "
+            f"{low} to {high} Hz"
+        )
+    longest = _MAX_DFT_SECONDS * front_end.sample_rate
+    if front_end.n_dft > longest:
+        raise ParameterError(
+            f"the front end's DFT takes {front_end.n_dft} samples; allowed are {longest}, which "
+            f"are {_MAX_DFT_SECONDS} seconds"
+        )
+    check_values("the mel matrix", front_end.n_dft // 2 + 1, mels)
+    bands, frames = front_end.shape
+    if frames > 0:
+        check_values("the front end, all frames together,", frames, front_end.n_dft)
+    made = bands, frames, 1
+    if made != shape:
+        raise ParameterError(f"the front end makes {made}, and the network takes {shape}")
 
 
 def padded(size: int, window: int, stride: int, padding: str) -> tuple[int, int]:

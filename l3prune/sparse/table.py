@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from l3prune.audio import SAMPLE_RATES, FrontEnd
 from l3prune.errors import ParameterError
 from l3prune.sparse.coding import DENSE, MAX_LOW
 from l3prune.sparse.program import (
@@ -19,7 +18,7 @@ from l3prune.sparse.program import (
     Pooling,
     Step,
 )
-from l3prune.sparse.shapes import MAX_WINDOW, MOST, check_values, shape_after
+from l3prune.sparse.shapes import MAX_WINDOW, MOST, shape_after, whole_numbers
 
 #: Layers without weights cost next to nothing, so a file's size bounds what it unpacks to, too.
 FREE_WEIGHTS, WEIGHTS_PER_BYTE = 2**24, 64
@@ -106,29 +105,6 @@ class Line(NamedTuple):
         ]
 
 
-def whole_numbers(what: str, numbers: Sequence[int], count: int, most: int) -> tuple[int, ...]:
-    """`count` numbers from 1 to `most`, as Python's integers.
-
-    Raises
-    ------
-    ParameterError
-        They are not.
-
-    Examples
-    --------
-    >>> whole_numbers("the window", (3, 0), 2, 65535)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: the window is (3, 0); allowed are 2 whole numbers 1 to 65535
-    """
-    given = tuple(numbers)
-    if len(given) != count or not all(
-        isinstance(each, int | np.integer) and 0 < each <= most for each in given
-    ):
-        raise ParameterError(f"{what} is {given}; allowed are {count} whole numbers 1 to {most}")
-    return tuple(int(each) for each in given)
-
-
 def line_of(step: Step) -> Line:
     """A step's line, without what the coding of its kernel adds.
 
@@ -191,13 +167,15 @@ def _choice(step: Any, attribute: str, allowed: tuple[str, str]) -> int:
     return allowed.index(value)
 
 
-def check(
-    shape: tuple[int, ...],
-    front_end: FrontEnd | None,
-    named_lines: Sequence[tuple[str, Line]],
-    size: int,
-) -> None:
+def check(shape: tuple[int, ...], named_lines: Sequence[tuple[str, Line]], size: int) -> None:
     """Refuse a network that cannot run, or that is larger than a file of `size` bytes may hold.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the input, see `shapes.check_input`.
+    named_lines : sequence of (str, Line)
+    size : int
 
     Raises
     ------
@@ -205,14 +183,11 @@ def check(
 
     Examples
     --------
-    >>> check((8, 8, 1), None, [("conv_1", Line(1, 2, 0, 0, 3, 3, 1, 1, 4, 2))], 500)
+    >>> check((8, 8, 1), [("conv_1", Line(1, 2, 0, 0, 3, 3, 1, 1, 4, 2))], 500)
     Traceback (most recent call last):
         ...
     l3prune.errors.ParameterError: conv_1: it takes 4 channels and gets 1
     """
-    if front_end is not None:
-        _check_front_end(front_end, shape)
-    check_values("the input", *shape)
     allowed = min(MOST, FREE_WEIGHTS + WEIGHTS_PER_BYTE * size)
     weights = 0
     for name, line in named_lines:
@@ -230,22 +205,6 @@ def check(
             raise ParameterError(
                 f"{name}: {weights} weights up to here; a file of {size} bytes may have {allowed}"
             )
-
-
-def _check_front_end(front_end: FrontEnd, shape: tuple[int, ...]) -> None:
-    low, high = SAMPLE_RATES
-    mels = 1 if front_end.n_mels is None else front_end.n_mels
-    sizes = (front_end.n_dft, front_end.hop_length, mels)
-    whole_numbers("the front end's lengths and bands", sizes, 3, 2**32 - 1)
-    if not isinstance(front_end.sample_rate, int) or not low <= front_end.sample_rate <= high:
-        raise ParameterError(
-            f"the front end's sample rate is {front_end.sample_rate}; allowed are whole numbers "
-            f"{low} to {high} Hz"
-        )
-    check_values("the mel matrix", front_end.n_dft // 2 + 1, mels)
-    made = (*front_end.shape, 1)
-    if made != shape:
-        raise ParameterError(f"the front end makes {made}, and the network takes {shape}")
 
 
 def _check_line(line: Line) -> None:
