@@ -181,6 +181,8 @@ def _make_free(parent: Path, run_name: str | None) -> Path:
         except OSError as error:
             if not isinstance(error, FileExistsError):
                 raise L3PruneError(f"cannot make the folder {run_dir}: {error.strerror}") from error
+            if run_name and run_dir.is_dir() and not any(run_dir.iterdir()):
+                return run_dir  # of a run that was killed before it had written anything
             if run_name:
                 raise L3PruneError(
                     f"{run_dir} exists; give another --run-name, or --continue-model-dir"

@@ -239,6 +239,14 @@ def test_a_run_without_retraining_is_not_continued(place, tmp_path, capsys):
     refuse(capsys, [*line, *more], "was begun with retrain=None, not True", tmp_path)
 
 
+def test_a_run_folder_that_a_kill_left_empty_is_taken(place, tmp_path):
+    run_dir = run_folder(tmp_path, "pruning")
+    run_dir.mkdir(parents=True)
+    line = place.line(tmp_path, "--layerwise", "--sparsity", "50", "--run-name", "run", "--quiet")
+    assert prune(line) == 0
+    assert (run_dir / "report.json").is_file()
+
+
 def test_a_run_name_that_is_taken(interrupted, place, capsys):
     line = place.line(place.folder / "two", *RETRAIN, "-e", "2")
     refuse(capsys, line, "run exists; give another --run-name", place.folder / "two")
