@@ -144,7 +144,7 @@ class Distillation(Retraining):
     >>> Distillation(parse(["/nowhere.h5", "train", "valid", "out", "--layerwise"]))
     Traceback (most recent call last):
         ...
-    l3prune.errors.L3PruneError: no such weight file: /nowhere.h5
+    l3prune.errors.ParameterError: no such weight file: /nowhere.h5; published weights have ...
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -265,7 +265,7 @@ class FineTuning(Retraining):
     >>> FineTuning(parse(words))
     Traceback (most recent call last):
         ...
-    l3prune.errors.L3PruneError: no such weight file: /nowhere.h5
+    l3prune.errors.ParameterError: no such weight file: /nowhere.h5; published weights have ...
     """
 
     def __init__(self, args: argparse.Namespace) -> None:

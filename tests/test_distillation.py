@@ -203,11 +203,11 @@ def test_files_of_a_run(pruned, tiny, sounds, tmp_path):
 
 
 def test_validation_may_be_a_part_spread_over_the_data():
-    from l3prune.distillation import _evenly
+    from l3prune.windows import evenly
 
-    assert [batch.tolist() for batch in _evenly(10, 2, 2)] == [[0, 2], [5, 7]]
-    assert [batch.tolist() for batch in _evenly(3, 2, None)] == [[0, 1], [2]]
-    assert [batch.tolist() for batch in _evenly(3, 2, 9)] == [[0, 1], [2]]
+    assert [batch.tolist() for batch in evenly(10, 2, 2)] == [[0, 2], [5, 7]]
+    assert [batch.tolist() for batch in evenly(3, 2, None)] == [[0, 1], [2]]
+    assert [batch.tolist() for batch in evenly(3, 2, 9)] == [[0, 1], [2]]
 
 
 def test_measured_batch_norm_is_the_data_s_own(tiny):
@@ -264,7 +264,7 @@ def test_shards_for_two_networks(tmp_path):
         assert [isinstance(source, Resampled) for source in pair] == [
             rate == 8000 for rate in rates
         ]
-    with pytest.raises(L3PruneError, match=r"takes int16 of shape \(n, 1, 48000\)"):
+    with pytest.raises(L3PruneError, match=r"wanted is \'audio\' int16 of shape \(n, 1, 48000\)"):
         open_pair(folder, (16000, 48000), tmp_path / "cache")
 
 

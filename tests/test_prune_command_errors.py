@@ -55,8 +55,8 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--layerwise", "--criterion", "best"), "criterion 'best' is unknown"),
         (("--layerwise", "--model-type", "cnn_L3_melspec2"), "holds the network sea64, not mel256"),
         (("--layerwise", "--model-type", "cnn_L3_orig"), "network 'cnn_L3_orig' is unknown"),
-        (("--layerwise", "--finetune"), "--finetune is not available yet"),
-        (("--layerwise", "-finetune"), "--finetune is not available yet"),
+        (("--layerwise", "--finetune"), "--finetune is a way to retrain: give --retrain too"),
+        (("--layerwise", "-finetune"), "--finetune is a way to retrain: give --retrain too"),
         (("--filterwise", "--retrain"), "--filterwise needs --num_filters, --filter-ratio, --gl"),
         (("--filterwise", "--sparsity", "50"), "--filterwise needs --num_filters"),
         (("--filterwise", "--layerwise", "-filters", "2"), "removes filters: choose"),
@@ -105,7 +105,7 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--budget", "sparsity=5", "--allocation", "sensitivity"), "--sensitivity DIR"),
         (("--budget", "sparsity=5", "--sensitivity", "EMPTY"), "is for --budget with --allocation"),
         (("--budget", "sparsity=5", *BY_SCAN, "EMPTY"), "has no sensitivity.json"),
-        (("--layerwise", "--test-model"), "--test-model is not available yet"),
+        (("--layerwise", "--test-model"), "holds the network sea64, not avc"),
         (("--layerwise", "--retrain", "--num-epochs", "0"), "epochs=0 is not a whole number"),
         (
             ("--layerwise", "--retrain", "--learning-rate", "0"),
@@ -307,7 +307,7 @@ def test_a_scan_refuses_numbers_beyond_all(place, tmp_path, capsys, budget):
         ('{"sparsity": [120]}', "sparsity 120 is not in percent"),
         ('{"retrain": "yes"}', "retrain='yes' is not true or false"),
         ('{"criterion": ["l1"]}', "criterion=['l1'] is not a text"),
-        ('{"finetune": true}', "--finetune is not available yet"),
+        ('{"finetune": true}', "--finetune is a way to retrain: give --retrain too"),
         ('{"weight_path": 3.5}', "weight_path=3.5 is not a text"),
     ],
 )
