@@ -33,3 +33,19 @@ def check_whole(name: str, value: Any, least: int, most: int | None = None) -> N
     if not is_integer(value) or value < least or (most is not None and value > most):
         allowed = f"from {least} on" if most is None else f"in {least} … {most}"
         raise ParameterError(f"{name}={value!r} is not a whole number {allowed}")
+
+
+def check_sizes(**sizes: int | None) -> None:
+    """Refuse sizes that are neither None nor whole numbers from 1 on.
+
+    Examples
+    --------
+    >>> check_sizes(batch_size=8, train_epoch_size=None)
+    >>> check_sizes(batch_size=0)
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.ParameterError: batch_size=0 is not a whole number from 1 on
+    """
+    for name, size in sizes.items():
+        if size is not None:
+            check_whole(name, size, 1)

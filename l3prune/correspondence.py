@@ -11,7 +11,7 @@ import numpy as np
 import tf_keras as keras
 from tqdm import tqdm
 
-from l3prune.checks import check_whole
+from l3prune.checks import check_sizes
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference
@@ -123,14 +123,12 @@ def train_correspondence(
     >>> "val_accuracy" in history[0]
     True
     """
-    for name, size in (
-        ("batch_size", batch_size),
-        ("validation_batch_size", validation_batch_size),
-        ("train_epoch_size", train_epoch_size),
-        ("validation_epoch_size", validation_epoch_size),
-    ):
-        if size is not None:
-            check_whole(name, size, 1)
+    check_sizes(
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+        train_epoch_size=train_epoch_size,
+        validation_epoch_size=validation_epoch_size,
+    )
     for source in (train, validation):
         check_rate(network, source)
     check_batch(train, batch_size)
@@ -208,9 +206,7 @@ def correspondence(
     >>> figures["avc_accuracy"] in (0, 1)
     True
     """
-    check_whole("batch_size", batch_size, 1)
-    if epoch_size is not None:
-        check_whole("epoch_size", epoch_size, 1)
+    check_sizes(batch_size=batch_size, epoch_size=epoch_size)
     check_rate(network, pairs)
     infer = inference(network)
     right = loss = count = 0.0

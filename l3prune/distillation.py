@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import tf_keras as keras
 
+from l3prune.checks import check_sizes
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference, l3
@@ -129,14 +130,12 @@ def distill(
     2
     """
     recipe = recipe or Recipe()
-    for name, size in (
-        ("batch_size", batch_size),
-        ("validation_batch_size", validation_batch_size),
-        ("train_epoch_size", train_epoch_size),
-        ("validation_epoch_size", validation_epoch_size),
-    ):
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ParameterError(f"{name}={size!r} is not a positive whole number")
+    check_sizes(
+        batch_size=batch_size,
+        validation_batch_size=validation_batch_size,
+        train_epoch_size=train_epoch_size,
+        validation_epoch_size=validation_epoch_size,
+    )
     kind = reduction.kind if isinstance(reduction, Reduction) else reduction
     if kind == "linear" and reduction != "linear":
         raise ParameterError("a linear map is trained along with its student: reduction='linear'")

@@ -322,7 +322,7 @@ def test_bad_recipes(field, value, message):
 
 @pytest.mark.parametrize("name", ["batch_size", "train_epoch_size", "validation_epoch_size"])
 def test_bad_sizes(tiny, pruned, sounds, tmp_path, name):
-    with pytest.raises(ParameterError, match=f"{name}=0 is not a positive whole number"):
+    with pytest.raises(ParameterError, match=f"{name}=0 is not a whole number from 1 on"):
         distill(pruned, tiny, sounds, sounds, tmp_path / "run", **{name: 0})
     assert not (tmp_path / "run").exists()
 
