@@ -33,11 +33,13 @@ def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         # A later option must not change what an abbreviation in an old job script means.
         allow_abbrev=False,
         description="Prune the convolutions of an L3 audio network, or take a smaller network; "
-        "retrain it by distillation from the whole network, and report. Single weights are held at "
-        "zero, whole filters are removed.",
+        "retrain it by distillation from the whole network or on audio-visual correspondence, and "
+        "report. Single weights are held at zero, whole filters are removed.",
         epilog="Results go to OUTPUT_DIR/embedding/KIND/<subset>/<model type>/<run>/, KIND being "
-        "pruning_kd or, for fewer filters or layers, reduced_kd; without --retrain pruning or "
-        "reduced. Exit code: 0 done, 2 wrong input.",
+        "pruning_kd or, for fewer filters or layers, reduced_kd; with --finetune "
+        "pruning_finetune_layerwise or pruning_finetune_filterwise; without --retrain pruning or "
+        "reduced. Exit code: 0 done, 2 wrong input, 75 stopped by a signal: --continue-model-dir "
+        "goes on.",
     )
     add = parser.add_argument
     for name, text in POSITIONALS.items():

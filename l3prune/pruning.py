@@ -1,4 +1,4 @@
-"""python -m l3prune.pruning: prune a network, retrain it by distillation, report."""
+"""python -m l3prune.pruning: prune a network, retrain it, report."""
 
 from __future__ import annotations
 

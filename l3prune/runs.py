@@ -168,7 +168,7 @@ def check_file(run_dir: Path, name: str) -> None:
     if not (run_dir / name).is_file():
         raise L3PruneError(
             f"{run_dir} has no {name}, so there is no run to continue there; give the folder of a "
-            "run with --retrain"
+            "training run"
         )
 
 
