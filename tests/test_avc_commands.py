@@ -97,7 +97,11 @@ def test_correspondence_by_hand(data, trained):
     ("more", "kind"),
     [
         (("--global-sparsity", "90"), "layerwise"),
-        (("--global-sparsity", "90", "--mask-schedule", "constant"), "layerwise"),
+        pytest.param(
+            ("--global-sparsity", "90", "--mask-schedule", "constant"),
+            "layerwise",
+            marks=pytest.mark.slow,
+        ),
         (("--filterwise", "--num_filters", *"22224444"), "filterwise"),
     ],
     ids=["masks", "schedule", "filters"],
@@ -150,6 +154,7 @@ def test_the_accuracy_before_and_after_pruning(data, trained, capsys):
     assert report["unpruned"]["avc_loss"] != report["pruned"]["avc_loss"]
 
 
+@pytest.mark.slow
 def test_sensitivity_of_the_correspondence(data, trained, tmp_path):
     words = [trained / BEST, data / "av_valid", tmp_path / "scan", "--metric", "avc"]
     words += ["--amounts", "50", "90", "--batch-size", "8", "--quiet"]

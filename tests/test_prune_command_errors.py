@@ -261,6 +261,7 @@ def test_the_criteria_from_data_are_known():
     assert sorted(FROM_DATA) == sorted(DATA_CRITERIA)
 
 
+@pytest.mark.slow
 def test_a_huge_batch_is_refused_before_training(place, tmp_path, capsys):
     message = f"--train-batch-size 13 is more than the 12 windows in {place.train}; give at most"
     line = place.line(tmp_path / "out", *LAYERWISE, "--retrain", "-e", "1", "--quiet")
