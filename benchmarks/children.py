@@ -29,3 +29,12 @@ def run_part(script: str, words: Sequence[str]) -> dict[str, Any]:
             f"a process of {Path(script).name} ended with code {ended.returncode}: {last}"
         )
     return json.loads(ended.stdout.splitlines()[-1])
+
+
+def peak() -> float:
+    """Peak resident memory of this program so far, MB (Linux).
+
+    Not `ru_maxrss`, which a process takes over from the one that started it.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from children import run_part
+from children import peak, run_part
 
 from l3prune.allocation import EDGEL3_LISTS
 from l3prune.checks import check_whole
@@ -96,15 +96,6 @@ def run(way: str, folder: Path, sound: Path) -> dict[str, Any]:
         "peak_mb": peak(),
         "tensorflow": "tensorflow" in sys.modules,
     }
-
-
-def peak() -> float:
-    """Peak resident memory of this program so far, MB (Linux).
-
-    Not `ru_maxrss`, which a process takes over from the one that started it.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def write_noise(path: Path, seconds: int, rate: int) -> None:

@@ -5,6 +5,7 @@ Source: Cramer, Wu, Salamon, Bello, "Look, listen and learn more", ICASSP 2019, 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import operator
@@ -15,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from classifier.checks import check_count, check_positive, check_seed
+from classifier.progress import Checkpoint, Progress
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.interruption import Signals, noted
 
 HIDDEN = (512, 128)
 
@@ -192,6 +195,7 @@ def fit_mlp(
     seed: int = 0,
     recipe: Recipe | None = None,
     title: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[MLP, list[dict[str, float]]]:
     """Train a perceptron and keep the weights of the epoch with the lowest validation loss.
 
@@ -209,6 +213,9 @@ def fit_mlp(
     recipe : Recipe, optional
     title : str, optional
         Show a progress bar with this title.
+    checkpoint : Checkpoint, optional
+        Where the training is kept while it runs, and gone on from. Who gives it removes it when the
+        training's result is safe. Without it a signal ends the process as it does any other.
 
     Returns
     -------
@@ -221,7 +228,9 @@ def fit_mlp(
     ParameterError
         The seed is negative, or there are no rows.
     L3PruneError
-        The loss is not finite.
+        The loss is not finite, or the checkpoint is of another training.
+    Interrupted
+        SIGTERM or SIGUSR1 came, and the checkpoint is written.
 
     Examples
     --------
@@ -282,26 +291,51 @@ def fit_mlp(
 
     chunk = batch_size * max(1, CHUNK // batch_size)
 
-    def means(function: Any, part: tuple[np.ndarray, np.ndarray], order: np.ndarray) -> list[float]:
-        """Mean loss and accuracy of a part's rows in an order."""
-        sums = np.zeros(2)
-        for start in range(0, len(order), chunk):
-            chosen = order[start : start + chunk]
-            sums += [float(x) for x in function(part[0][chosen], part[1][chosen])]
-        return (sums / len(order)).tolist()
+    def sums(function: Any, part: tuple[np.ndarray, np.ndarray], chosen: Any) -> np.ndarray:
+        return np.array([float(x) for x in function(part[0][chosen], part[1][chosen])])
 
+    def validate(part: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        size = len(part[0])
+        starts = range(0, size, chunk)
+        return np.sum([sums(score, part, slice(i, i + chunk)) for i in starts], axis=0) / size
+
+    variables = [*weights, *optimizer.variables]
+    progress = checkpoint.load() if checkpoint else None
+    if progress is None:
+        progress = Progress(best=network.get_weights())
+    elif checkpoint is not None:
+        _check_shapes(progress, variables, network.get_weights(), checkpoint)
+        for variable, value in zip(variables, progress.variables, strict=True):
+            variable.assign(value)
+    history = progress.history
     rng = np.random.default_rng(seed)
-    history: list[dict[str, float]] = []
-    best_loss, best_epoch, best_weights = math.inf, 0, network.get_weights()
+    for _ in history:
+        rng.permutation(n_rows)  # as the epochs before did
     # None: no bar where standard error is a file, as in a batch job.
     bar = tqdm(
-        range(1, recipe.epochs + 1), title, unit="epoch", disable=True if title is None else None
+        range(len(history) + 1, recipe.epochs + 1),
+        title,
+        total=recipe.epochs,
+        initial=len(history),
+        unit="epoch",
+        disable=True if title is None else None,
     )
-    with bar:
+    with bar, noted() if checkpoint else contextlib.nullcontext(Signals()) as signals:
         for epoch in bar:
-            values = means(run_steps, train, rng.permutation(n_rows))
+            if _patience_is_out(history, recipe):
+                break
+            order = rng.permutation(n_rows)
+            while progress.rows < n_rows:
+                progress.sums += sums(
+                    run_steps, train, order[progress.rows : progress.rows + chunk]
+                )
+                progress.rows += chunk
+                if checkpoint:
+                    checkpoint.look(progress, variables, signals)
+            values = (progress.sums / n_rows).tolist()
             if valid is not None:
-                values += means(score, valid, np.arange(len(valid[0])))
+                values += validate(valid).tolist()
+            progress.rows, progress.sums = 0, np.zeros(2)
             row = {"epoch": epoch, **dict(zip(HISTORY[1:], values, strict=False))}
             history.append(row)
             if not np.isfinite(list(row.values())).all():
@@ -309,18 +343,29 @@ def fit_mlp(
                     f"the loss is not finite in epoch {epoch}; "
                     f"lower learning_rate={recipe.learning_rate}"
                 )
-            if valid is None:
-                bar.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-                continue
-            if row["val_loss"] < best_loss:
-                best_loss, best_epoch, best_weights = row["val_loss"], epoch, network.get_weights()
-            bar.set_postfix(
-                val_loss=f"{row['val_loss']:.3f}", best=f"{best_loss:.3f}", refresh=False
-            )
-            if epoch - best_epoch >= recipe.patience:
-                break
-    kept = network.get_weights() if valid is None else best_weights
+            best = best_row(history)
+            if best is row:
+                progress.best = network.get_weights()
+            losses = {name: row[name] for name in ("loss", "val_loss") if name in row}
+            bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()}, refresh=False)
+            if checkpoint:
+                checkpoint.look(progress, variables, signals)
+    kept = progress.best
     return MLP(tuple(kept[::2]), tuple(kept[1::2])), history
+
+
+def _check_shapes(
+    progress: Progress, variables: Sequence[Any], weights: Sequence[Any], checkpoint: Checkpoint
+) -> None:
+    for found, own in ((progress.variables, variables), (progress.best, weights)):
+        if [array.shape for array in found] != [tuple(array.shape) for array in own]:
+            raise checkpoint.damaged("its arrays are of another network")
+
+
+def _patience_is_out(history: Sequence[dict[str, float]], recipe: Recipe) -> bool:
+    if not history:
+        return False
+    return history[-1]["epoch"] - best_row(history)["epoch"] >= recipe.patience
 
 
 def best_row(history: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 
 from classifier.inputs import STATISTICS, Preparation
 from classifier.mlp import MLP, Recipe, best_row, fit_mlp
+from classifier.progress import MAX_BYTES, UNREADABLE, Checkpoint, read_arrays
 from classifier.shallow import SVM, Forest, ForestRecipe, SVMRecipe, fit_forest, fit_svm
 from l3prune.errors import L3PruneError
 from l3prune.files import atomic_write
@@ -23,9 +22,6 @@ AnyModel = MLP | SVM | Forest
 
 RECIPES: dict[str, type[AnyRecipe]] = {"mlp": Recipe, "svm": SVMRecipe, "rf": ForestRecipe}
 MODELS: dict[str, type[AnyModel]] = {"mlp": MLP, "svm": SVM, "rf": Forest}
-
-#: A file's arrays together. Someone else's file could unpack to more than there is memory.
-MAX_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +85,7 @@ def fit_model(
     *,
     seed: int = 0,
     title: str | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Trained:
     """Train the kind of model that the recipe is of.
 
@@ -103,6 +100,8 @@ def fit_model(
     seed : int
     title : str, optional
         Of a progress bar; no bar without it.
+    checkpoint : Checkpoint, optional
+        Where the training of an MLP is kept while it runs, and gone on from.
 
     Returns
     -------
@@ -117,7 +116,13 @@ def fit_model(
     if isinstance(recipe, Recipe):
         held_out = None if valid is None else (valid.values, valid.targets)
         mlp, history = fit_mlp(
-            (train.values, train.targets), held_out, classes, seed=seed, recipe=recipe, title=title
+            (train.values, train.targets),
+            held_out,
+            classes,
+            seed=seed,
+            recipe=recipe,
+            title=title,
+            checkpoint=checkpoint,
         )
         best = best_row(history)
         return Trained(mlp, best["accuracy"], best.get("val_accuracy"), history)
@@ -217,12 +222,9 @@ def load_classifier(path: str | os.PathLike[str]) -> Classifier:
     if not path.is_file():
         raise L3PruneError(f"{path} is missing; train it first")
     try:
-        return _from_arrays(_read(path))
-    except (OSError, ValueError, TypeError, LookupError, EOFError, AttributeError) as error:
-        problem: Exception = error
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError) as error:
-        problem = error
-    raise L3PruneError(f"{path} is no classifier ({problem}); train it again") from problem
+        return _from_arrays(read_arrays(path))
+    except UNREADABLE as error:
+        raise L3PruneError(f"{path} is no classifier ({error}); train it again") from error
 
 
 def predict_clips(classifier: Classifier, embeddings: Sequence[np.ndarray]) -> np.ndarray:
@@ -250,19 +252,6 @@ def predict_clips(classifier: Classifier, embeddings: Sequence[np.ndarray]) -> n
 
 def _accuracy(model: AnyModel, rows: Rows) -> float:
     return float(np.mean(model.predict(rows.values).argmax(axis=1) == rows.targets))
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        size = sum(item.file_size for item in archive.infolist())
-    if size > MAX_BYTES:
-        raise ValueError(f"it unpacks to {size / 2**30:.1f} GiB")
-    with np.load(path, allow_pickle=False) as arrays:
-        found = dict(arrays)
-    for name, array in found.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise ValueError(f"its {name} is not finite")
-    return found
 
 
 def _from_arrays(arrays: dict[str, np.ndarray]) -> Classifier:

@@ -19,6 +19,7 @@ from classifier.model import (
     fit_model,
     load_classifier,
 )
+from classifier.progress import Checkpoint, check_config
 from classifier.splits import VALID_RATIO
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json, write_json, write_table
@@ -134,7 +135,8 @@ def search(
 ) -> tuple[Candidate, Classifier | None]:
     """Train every candidate and choose the one with the highest validation accuracy on rows.
 
-    Of equals, the first of the grid wins. Candidates that are in the folder are not trained again.
+    Of equals, the first of the grid wins. Candidates that are in the folder are not trained again,
+    and an interrupted training goes on.
 
     Parameters
     ----------
@@ -190,12 +192,16 @@ def search(
         record = read_record(path, known)
         if record is None:
             label = title and f"{title} candidate {number + 1}"
-            trained = fit_model(each, train, valid, classes, seed=seed, title=label)
+            checkpoint = Checkpoint(folder / f"{number}.training.npz", known)
+            trained = fit_model(
+                each, train, valid, classes, seed=seed, title=label, checkpoint=checkpoint
+            )
             candidate = _candidate(each, trained)
             if preparation and (not found or candidate.valid_accuracy > found[best].valid_accuracy):
                 Classifier(preparation, trained.model).save(folder / f"{number}.npz")
             # Last: it says that the candidate is finished.
             write_json(path, {"config": known, "result": _values(candidate)})
+            checkpoint.remove()
         else:
             try:
                 candidate = Candidate(each, **record["result"])
@@ -232,14 +238,7 @@ def read_record(path: Path, config: dict[str, Any]) -> dict[str, Any] | None:
         found = dict(record["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise L3PruneError(f"{path} is no result ({error!r}); delete it to train again") from error
-    keys = [*config, *(key for key in found if key not in config)]
-    changed = [key for key in keys if (key, found.get(key)) != (key, config.get(key))]
-    if changed:
-        was, now = ({key: source.get(key) for key in changed} for source in (found, config))
-        raise L3PruneError(
-            f"{path.parent} has a result with {was}, this run has {now}; "
-            "choose another output folder"
-        )
+    check_config(found, config, path)
     return record
 
 

@@ -15,6 +15,7 @@ from classifier.features import versions
 from classifier.inputs import Features, Inputs, Preparation, fit_preparation
 from classifier.mlp import Recipe
 from classifier.model import AnyRecipe, Classifier, Rows, fit_model, predict_clips
+from classifier.progress import Checkpoint
 from classifier.results import CrossValidation, FoldResult, save_confusion
 from classifier.search import Search, kind_of, read_record, refit_recipe, search
 from classifier.splits import Split, split_clips, split_folds
@@ -23,8 +24,9 @@ from l3prune.files import make_folder, write_json, write_table
 
 __all__ = ["CrossValidation", "FoldResult", "cross_validate", "split_folds", "train_fold"]
 
-#: Files of a finished fold.
+#: Files of a finished fold, and of one whose perceptron is being trained.
 CLASSIFIER, RESULT = "classifier.npz", "result.json"
+TRAINING = "training.npz"
 
 
 def train_fold(
@@ -53,6 +55,8 @@ def train_fold(
         `fold{k}/seed{s}` in it receives `classifier.npz`, `result.json`, `confusion.csv`,
         `confusion.png`, `classes.csv`, for an MLP `history.csv`, and for a search the folder
         `search`. A result that is there, of the same features and settings, is returned as it is.
+        An MLP in training is kept in `training.npz`, every two minutes and when SIGTERM or SIGUSR1
+        comes; a training that was interrupted goes on from it, to the same bits on one CPU.
     seed : int
         0 or more.
     recipe : Recipe, SVMRecipe or ForestRecipe, optional
@@ -75,6 +79,8 @@ def train_fold(
     L3PruneError
         The folder has a result of other features or settings, which is kept; or the loss is not
         finite, and no result is written.
+    Interrupted
+        A signal came while an MLP was trained.
 
     Examples
     --------
@@ -104,8 +110,11 @@ def train_fold(
     preparation = prepared(split.train)
     train, valid = (_rows(features, preparation, clips) for clips in (split.train, split.valid))
     parameters: AnyRecipe = recipe
+    checkpoint = Checkpoint(folder / TRAINING, config)
     if parameter_search is None:
-        trained = fit_model(recipe, train, valid, classes, seed=seed, title=title)
+        trained = fit_model(
+            recipe, train, valid, classes, seed=seed, title=title, checkpoint=checkpoint
+        )
         classifier = Classifier(preparation, trained.model)
         history, best = trained.history, trained.best
         scores: dict[str, Any] = {
@@ -146,6 +155,7 @@ def train_fold(
                 classes,
                 seed=seed,
                 title=title,
+                checkpoint=checkpoint,
             )
             found = Classifier(preparation, trained.model)
             history, best = trained.history, trained.best
@@ -181,6 +191,7 @@ def train_fold(
             "versions": versions(),
         },
     )
+    checkpoint.remove()
     for path in (folder / "search").glob("*.npz"):
         path.unlink()
     return result

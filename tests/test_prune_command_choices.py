@@ -289,7 +289,7 @@ def test_sea_from_the_command_line(place, tmp_path):
     line = words(tmp_path / "teacher.h5", place.train, place.valid, tmp_path / "out")
     options = ("--student", "sea64", "--filterwise", "--num_filters", *["2"] * 7, "64")
     assert prune([*line, *options, "--reduction", "pca", "--hop-size", "0.05", *STUDENT]) == 0
-    run_dir = run_folder(tmp_path / "out", "reduced_kd", network="mel128")
+    run_dir = run_folder(tmp_path / "out", "reduced_kd")
     network = load_network(run_dir / "model_best_valid_loss.h5")
     assert network.input_shape == (None, 1, 8000)
     assert network.output_shape == (None, 64)
@@ -298,7 +298,7 @@ def test_sea_from_the_command_line(place, tmp_path):
     assert report["student" if "student" in report else "pruned"]["validation_unexplained"] > 0
     again = [*line, *options, "--run-name", "again", "--quiet", "--hop-size", "0.05"]
     assert prune(again) == 0
-    run_dir = run_folder(tmp_path / "out", "reduced", network="mel128", name="again")
+    run_dir = run_folder(tmp_path / "out", "reduced", name="again")
     # The seed makes the fresh weights.
     for one, other in zip(
         first.get_weights(), load_network(run_dir / "model_pruned.h5").get_weights(), strict=True

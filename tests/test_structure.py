@@ -49,7 +49,7 @@ COMMANDS = LEVELS[-1]
 TENSORFLOW = {"tensorflow", "tf_keras", "keras", "tensorflow_model_optimization"}
 
 #: What the classifier may know of l3prune.
-FOR_CLASSIFIER = {"embedding", "datasets", "audio", "errors", "files", "quiet"}
+FOR_CLASSIFIER = {"embedding", "datasets", "audio", "errors", "files", "interruption", "quiet"}
 
 
 def sources(package):
