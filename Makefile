@@ -11,10 +11,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/python experiments/demo.py $(DEMO)
 
 test: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(WORKERS) -m "not slow"
+	$(VENV)/bin/python -m pytest $(WORKERS) --durations=30 -m "not slow"
 
 test-slow: $(VENV)/installed
-	$(VENV)/bin/python -m pytest $(WORKERS) -m slow
+	$(VENV)/bin/python -m pytest $(WORKERS) --durations=10 -m slow
 
 check: $(VENV)/installed
 	$(VENV)/bin/ruff check

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Part -> scenes, pairs, seed.
-PARTS = {"train": (600, 12288, 1), "valid": (80, 1024, 2), "test": (120, 2048, 3)}
+PARTS = {"train": (1500, 16384, 1), "valid": (80, 1024, 2), "test": (120, 2048, 3)}
 
 #: A quarter of the published widths in the audio half, an eighth in the image half.
 AUDIO_FILTERS = (16, 16, 32, 32, 64, 64, 128, 128)
@@ -55,7 +55,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--work", required=True, help="what is made on the way; may be kept for later")
     add("--results", required=True, help="receives results.json, table.md, plot.png")
     add("--sparsity", default="95.45", help="overall, percent (%(default)s)")
-    add("--epochs", type=int, default=8, help="of the training (%(default)s)")
+    add("--epochs", type=int, default=6, help="of the training (%(default)s)")
     add("--retrain-epochs", type=int, default=3, help="of both ways to retrain (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier")
     add("--scale", type=float, default=1, help="of the data's size, for trials (%(default)s)")

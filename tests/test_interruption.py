@@ -220,6 +220,7 @@ def test_runs_are_continued_with_epochs_of_the_same_length(tmp_path, monkeypatch
         run(plateau(), tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_earlier_versions(tmp_path):
     """They are of whole epochs, without the state of the generators that all share."""
     whole = plateau()
@@ -262,6 +263,7 @@ def test_shared_generators_go_on(tmp_path, monkeypatch):
     assert drawn == whole
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_go_on(place, tmp_path, capsys, monkeypatch):
     line = place.line(tmp_path / "out", *RETRAIN, "-e", "2", "--quiet")
     assert prune(line) == 0

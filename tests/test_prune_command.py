@@ -180,7 +180,7 @@ def interrupt_in_the_first_epoch(monkeypatch, moment):
         monkeypatch.setattr(l3prune.checkpoints, "save_network", save)
 
 
-@pytest.mark.parametrize("moment", ["epoch", "checkpoint"])
+@pytest.mark.parametrize("moment", [pytest.param("epoch", marks=pytest.mark.slow), "checkpoint"])
 def test_a_run_stopped_in_its_first_epoch_begins_again(
     finished, place, tmp_path, capsys, monkeypatch, moment
 ):

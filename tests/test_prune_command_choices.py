@@ -253,7 +253,7 @@ def test_a_depth_student_is_pruned_and_retrained(place, tmp_path):
     assert report["retrained"]["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["pca", "linear"])
+@pytest.mark.parametrize("kind", ["pca", pytest.param("linear", marks=pytest.mark.slow)])
 def test_a_smaller_embedding_is_distilled(place, tmp_path, capsys, kind):
     counts = ("--filterwise", "--num_filters", *["3"] * 8)
     line = place.line(tmp_path, *counts, "--reduction", kind, *STUDENT)
@@ -339,19 +339,21 @@ EVERY_TWO = ("--frequency", "2")
         ),
         (("--budget", "sparsity=60", "--mask-schedule", "rigl", *EVERY_TWO), [1, 1, 1, 1]),
         # What is drawn, or changes in training, ends there too.
-        (
+        pytest.param(
             (
                 *("--global-sparsity", "50", "--criterion", "random"),
                 *("--mask-schedule", "polynomial", *EVERY_TWO),
             ),
             [0.7, 0.98, 1, 1],
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             (
                 *("--layerwise", "--sparsity", "60", "--criterion", "bn_gamma"),
                 *("--mask-schedule", "constant", "--begin-step", "4"),
             ),
             [0, 1, 1, 1],
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -430,6 +432,7 @@ def test_a_gradual_run_with_a_reduction_begins_again(place, tmp_path, monkeypatc
         np.testing.assert_array_equal(maps[0][name], maps[1][name])
 
 
+@pytest.mark.slow
 def test_fresh_layers_are_alike_by_the_seed(place, tmp_path):
     """A layer behind a gap that takes another number of channels, in a run that goes on."""
     save_network(create_network("sea64", filters=[2, 3, 4, 2, 2, 2, 2, 2]), tmp_path / "net.h5")
