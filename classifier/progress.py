@@ -128,11 +128,12 @@ class Checkpoint:
             arrays = read_arrays(self.path)
             config, history = (json.loads(arrays[name].tobytes()) for name in ("config", "history"))
             check_config(config, self.config, self.path)
-            sums = arrays["sums"]
-            if sums.shape != (2,) or not isinstance(history, list):
-                raise ValueError("its history or sums are of another shape")
+            sums, rows = arrays["sums"], int(arrays["rows"])
+            numbers = [row["epoch"] for row in history if row["loss"] < np.inf]
+            if sums.shape != (2,) or rows < 0 or numbers != list(range(1, len(history) + 1)):
+                raise ValueError("its history is not that of a training")
             groups = (_group(arrays, kind) for kind in ("variable", "best"))
-            return Progress(history, int(arrays["rows"]), sums, *groups)
+            return Progress(history, rows, sums, *groups)
         except UNREADABLE as error:
             raise self.damaged(error) from error
 

@@ -187,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{other} and {path} would both be written to {output}; embed them one by one, "
                 "with different --suffix or --output-dir"
             )
-    model = load_model(chosen[0], **chosen[1])
+    model = load_model(chosen[0], kind=kind, **chosen[1])
     told, process = _images(args, model) if kind == "image" else _audio(args, model)
     wanted = [path for output, path in outputs.items() if args.overwrite or not output.is_file()]
     kept = len(outputs) - len(wanted)

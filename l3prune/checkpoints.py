@@ -14,6 +14,7 @@ import json
 import math
 import random
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Progress:
         Steps of the next epoch that are done: all of them, when only its validation is left.
     sums : list of np.ndarray
         What the metrics hold after these steps.
+    data : dict
+        Numbers that the batches follow from: sizes, the seed.
 
     Examples
     --------
@@ -55,6 +58,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     step: int = 0
     sums: list[np.ndarray] = field(default_factory=list)
+    data: dict[str, int] = field(default_factory=dict)
 
 
 class Keeper(keras.callbacks.Callback):
@@ -184,6 +188,7 @@ class Keeper(keras.callbacks.Callback):
             **_numbered("optimizer", _values(self.model.optimizer.variables)),
             **_numbered("beside", _values(_beside(self.model))),
             "history": _encoded(json.dumps(progress.history)),
+            "data": _encoded(json.dumps(progress.data)),
             "random": _encoded(_random_state()),
         }
         if self.pruner is not None:
@@ -201,6 +206,7 @@ def restore(
     steps_per_epoch: int,
     pruner: MaskUpdate | None = None,
     final: int = 0,
+    data: Mapping[str, int] | None = None,
 ) -> Progress:
     """Put the latest checkpoint of a run into a network and its optimizer.
 
@@ -213,6 +219,8 @@ def restore(
     pruner : MaskUpdate or None
     final : int
         As `Keeper`'s.
+    data : dict or None
+        As `Progress`'s.
 
     Returns
     -------
@@ -284,6 +292,15 @@ def restore(
             f"the run in {output_dir} is within an epoch of {steps} steps, not {steps_per_epoch}; "
             "continue it with the same data, batch size and epoch size"
         )
+    data = dict(data or {})
+    # Checkpoints of earlier versions have none.
+    before = json.loads(state["data"].tobytes()) if "data" in state else data
+    for name in data:
+        if before.get(name) != data[name]:
+            raise L3PruneError(
+                f"the run in {output_dir} was trained with {name}={before.get(name)}, not "
+                f"{data[name]}; continue it with its own data, batch size and seed"
+            )
     take_weights(network, latest)
     for variable, value in zip(optimizer.variables, slots, strict=True):
         variable.assign(value)
@@ -292,7 +309,7 @@ def restore(
             variable.assign(value)
     if "random" in state:  # checkpoints of earlier versions have none
         _set_random_state(state["random"].tobytes().decode())
-    return Progress(history, step, sums)
+    return Progress(history, step, sums, data)
 
 
 def remove_remains(output_dir: Path) -> None:

@@ -155,6 +155,11 @@ def train_correspondence(
         recipe,
         objective=CORRESPONDENCE,
         pruner=pruner,
+        data={
+            "batch_size": batch_size,
+            "training_size": len(train),
+            "validation_size": len(validation),
+        },
         resume=resume,
         quiet=quiet,
     )

@@ -189,6 +189,11 @@ def distill(
         output_dir,
         recipe,
         pruner=pruner,
+        data={
+            "batch_size": batch_size,
+            "training_size": len(train_source),
+            "validation_size": len(validation_source),
+        },
         resume=resume,
         quiet=quiet,
     )

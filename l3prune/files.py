@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,60 @@ def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[P
         for path in folder.rglob("*")
         if path.suffix.lower() in endings and not path.name.startswith(".") and path.is_file()
     )
+
+
+def check_names(paths: Iterable[Path]) -> None:
+    """Refuse names that no text file can hold.
+
+    Examples
+    --------
+    >>> check_names([Path(os.fsdecode(b"\\xff.mp4"))])
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: rename b'\\xff.mp4'; its name is not UTF-8
+    """
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError as error:
+            raise L3PruneError(f"rename {os.fsencode(path)!r}; its name is not UTF-8") from error
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Let no other process into the same block with the same folder, which has to exist.
+
+    Where a file system knows no locks, nothing is held.
+
+    Raises
+    ------
+    L3PruneError
+        Another one is there.
+
+    Examples
+    --------
+    >>> folder = tempfile.mkdtemp()
+    >>> with locked(folder), locked(folder):
+    ...     pass
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: another run is at work in /...; wait until it has ended
+    """
+    import filelock
+
+    lock = filelock.FileLock(Path(folder) / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise L3PruneError(
+            f"another run is at work in {folder}; wait until it has ended"
+        ) from error
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def fingerprint(paths: Sequence[Path], **settings: float) -> str:

@@ -29,7 +29,7 @@ from l3prune.curves import (
     tidy,
 )
 from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import new_folder, read_json, write_json
+from l3prune.files import locked, new_folder, read_json, write_json
 from l3prune.quiet import load_tensorflow
 
 if TYPE_CHECKING:
@@ -219,8 +219,6 @@ def _measure(
 
     `whole` is the audio-visual network whose audio half is pruned, if correspondence is measured.
     """
-    import filelock
-
     from l3prune.networks import l3
     from l3prune.scan import Spread, scan
     from l3prune.training import environment
@@ -241,28 +239,21 @@ def _measure(
             _check_record(folder, identity)
         variance = _variance(args, candidates, windows, cache)
         tested = None if whole is None else _correspondence(args, whole, rate)
-    lock = folder / ".lock"
-    try:
-        with filelock.FileLock(lock, timeout=0):
-            write_json(
-                folder / RECORD,
-                {
-                    **identity,
-                    "weights": Path(args.weights).name,
-                    "windows": len(windows),
-                    "of_windows": len(source),
-                    "embedding_variance": variance,
-                    "left_out": candidates.left_out,
-                    "versions": environment(),
-                },
-            )
-            judge = _judge(args, candidates, windows, cache, folder, variance, tested)
-            try:
-                return scan(candidates, args.amounts, judge, folder / TABLE, quiet=args.quiet)
-            finally:
-                lock.unlink(missing_ok=True)
-    except filelock.Timeout as error:
-        raise L3PruneError(f"another process is measuring into {folder}; wait for it") from error
+    with locked(folder):
+        write_json(
+            folder / RECORD,
+            {
+                **identity,
+                "weights": Path(args.weights).name,
+                "windows": len(windows),
+                "of_windows": len(source),
+                "embedding_variance": variance,
+                "left_out": candidates.left_out,
+                "versions": environment(),
+            },
+        )
+        judge = _judge(args, candidates, windows, cache, folder, variance, tested)
+        return scan(candidates, args.amounts, judge, folder / TABLE, quiet=args.quiet)
 
 
 def _identity(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from l3prune.arguments import options_without_effect, running_options, training_options
+from l3prune.checks import check_sizes
 from l3prune.errors import ParameterError, command
 from l3prune.options import MODEL_TYPES
 from l3prune.quiet import load_tensorflow
@@ -57,9 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "-mt",
         "--model-type",
-        default="mel256",
         help="the audio half: mel256, mel128, linear, sea64, … or L3-Net's names such as "
-        "cnn_L3_melspec2; or tiny_L3 (%(default)s)",
+        "cnn_L3_melspec2; or tiny_L3 (mel256, or with --weights the file's)",
     )
     add("--audio-filters", nargs=8, type=int, metavar="N", help="of the audio convolutions")
     add("--vision-filters", nargs=8, type=int, metavar="N", help="of the image convolutions")
@@ -86,13 +86,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _network(args: argparse.Namespace) -> keras.Model:
-    """A fresh network, or the one of --weights."""
+    """A fresh network, or the one of --weights; the arguments then have its type."""
     import tf_keras as keras
 
-    from l3prune import models
+    from l3prune import avc, models
     from l3prune.networks import create_network
 
     name = MODEL_TYPES.get(args.model_type, args.model_type)
+    tiny = name in TINY
     filters = {
         half: getattr(args, half)
         for half in ("audio_filters", "vision_filters")
@@ -104,13 +105,22 @@ def _network(args: argparse.Namespace) -> keras.Model:
                 f"--{next(iter(filters)).replace('_', '-')} is of fresh weights; the network in "
                 f"{args.weights} has its own"
             )
-        return models.load(args.weights, "tiny_l3" if name in TINY else "avc")
+        network = models.load(args.weights, "tiny_l3" if tiny else "avc")
+        audio = TINY[0] if tiny else avc.audio_half(network).name
+        if not tiny and name not in (None, audio):
+            raise ParameterError(
+                f"--model-type {args.model_type}: the audio half of the network in {args.weights} "
+                f"is {audio}"
+            )
+        args.model_type = args.model_type or audio
+        return network
     keras.utils.set_random_seed(args.random_state)
-    if name in TINY:
+    if tiny:
         if filters:
             raise ParameterError("tiny_L3 has its own filters; leave out --audio-filters and such")
         return create_network("tiny_l3")
-    return create_network("avc", audio=name, **filters)
+    args.model_type = args.model_type or "mel256"
+    return create_network("avc", audio=name or "mel256", **filters)
 
 
 def _check_front_end(args: argparse.Namespace, network: keras.Model) -> None:
@@ -160,6 +170,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for pairs in (train, validation):
         check_rate(network, pairs)
+    sizes = {
+        "batch_size": args.train_batch_size,
+        "validation_batch_size": args.validation_batch_size,
+        "train_epoch_size": args.train_epoch_size,
+        "validation_epoch_size": args.validation_epoch_size,
+    }
+    check_sizes(**sizes)
     check_batch(train, args.train_batch_size)
     resumed = False
     with contextlib.ExitStack() as folders:
@@ -182,10 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         validation,
         run_dir,
         recipe=recipe,
-        batch_size=args.train_batch_size,
-        validation_batch_size=args.validation_batch_size,
-        train_epoch_size=args.train_epoch_size,
-        validation_epoch_size=args.validation_epoch_size,
+        **sizes,
         resume=resumed,
         quiet=args.quiet,
     )

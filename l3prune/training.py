@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -28,7 +28,7 @@ from l3prune.checkpoints import (
     take_weights,
 )
 from l3prune.errors import ParameterError
-from l3prune.files import make_folder
+from l3prune.files import locked, make_folder
 from l3prune.gradual import MaskUpdate
 from l3prune.interruption import noted
 from l3prune.weights import load_network
@@ -159,6 +159,7 @@ def fit(
     *,
     objective: Objective = EMBEDDING,
     pruner: MaskUpdate | None = None,
+    data: Mapping[str, int] | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
@@ -192,6 +193,9 @@ def fit(
         best of those that end with the final sparsity; early stopping and the plateau rule begin to
         look at the loss in the epoch in which the masks come to rest; and "freeze" measures the
         statistics again whenever masks have changed.
+    data : dict or None
+        Numbers that the batches follow from, besides the recipe's seed: a run is continued with the
+        same ones only.
     resume : bool
         Go on from `output_dir`'s latest checkpoint, in the middle of an epoch and of the pruner's
         schedule too.
@@ -211,8 +215,8 @@ def fit(
     Interrupted
         A signal came, and the checkpoint is written.
     L3PruneError
-        `resume` and the folder has no checkpoint, or it is of another network; the loss is not
-        finite.
+        `resume` and the folder has no checkpoint, or it is of another network or other data;
+        another run is at work in the folder; the loss is not finite.
 
     Examples
     --------
@@ -233,11 +237,11 @@ def fit(
         pruner.training_batches = batches = one_at_a_time(batches)
         pruner.changed = None
     output_dir = make_folder(output_dir)
-    remove_remains(output_dir)
     keras.utils.set_random_seed(recipe.seed)
     norms = _trained_norms(network)
     try:
-        with noted() as signals:
+        with locked(output_dir), noted() as signals:
+            remove_remains(output_dir)
             if recipe.batch_norm == "freeze":
                 count = min(steps_per_epoch, _CALIBRATION_BATCHES)
                 measure = functools.partial(_measure_and_freeze, network, norms, batches, count)
@@ -247,9 +251,10 @@ def fit(
                 if pruner is not None:
                     pruner.changed = measure
             _compile(network, recipe.learning_rate, objective)
-            progress = Progress()
+            data = {"seed": recipe.seed, **(data or {})}
+            progress = Progress(data=data)
             if resume:
-                progress = restore(network, output_dir, steps_per_epoch, pruner, final)
+                progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
             stopper, schedule = _rules(recipe, settled)
             replay = _Replay([stopper, schedule], list(progress.history), recipe.learning_rate)
             if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):

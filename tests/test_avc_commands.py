@@ -2,20 +2,25 @@
 
 import csv
 import json
+import shutil
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from l3prune import avc, graph, train_avc
+from l3prune.__main__ import main as embed
 from l3prune.correspondence import correspondence
 from l3prune.datasets.avc import open_pairs
 from l3prune.embedding import get_embedding
+from l3prune.files import locked
+from l3prune.images import get_image_embedding
 from l3prune.networks import network_config
 from l3prune.options import parse
 from l3prune.pruning import main as prune
 from l3prune.sensitivity import main as scan
-from l3prune.weights import load_network
+from l3prune.weights import load_network, save_network
 
 RATE = 8000
 BEST = "model_best_valid_loss.h5"
@@ -155,7 +160,7 @@ def test_the_accuracy_before_and_after_pruning(data, trained, capsys):
 
 
 @pytest.mark.slow
-def test_sensitivity_of_the_correspondence(data, trained, tmp_path):
+def test_sensitivity_of_the_correspondence(data, trained, tmp_path, capsys):
     words = [trained / BEST, data / "av_valid", tmp_path / "scan", "--metric", "avc"]
     words += ["--amounts", "50", "90", "--batch-size", "8", "--quiet"]
     assert scan([str(word) for word in words]) == 0
@@ -165,6 +170,13 @@ def test_sensitivity_of_the_correspondence(data, trained, tmp_path):
     whole = load_network(trained / BEST)
     pairs = open_pairs(data / "av_valid", RATE)
     assert float(rows[0]["accuracy"]) == correspondence(whole, pairs)["avc_accuracy"]
+    # The same audio half with another fusion is another network.
+    fusion = whole.layers[-1]
+    fusion.set_weights([weight + 1 for weight in fusion.get_weights()])
+    save_network(whole, tmp_path / "other.h5")
+    words[0] = tmp_path / "other.h5"
+    assert scan([str(word) for word in words]) == 2
+    assert "is of another whole network" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -207,4 +219,50 @@ def test_wrong_input_is_one_line_and_leaves_no_run(data, trained, tmp_path, caps
     words = [data / "av_train", data / "av_valid", out, "--model-type", "sea64", "-tbs", "17"]
     assert train_avc.main([str(word) for word in words]) == 2
     assert "more than the 16 training pairs" in capsys.readouterr().err
+    words = [data / "av_train", data / "av_valid", out, "--model-type", "sea64", "-tes", "0"]
+    assert train_avc.main([str(word) for word in words]) == 2
+    assert "train_epoch_size=0 is not a whole number" in capsys.readouterr().err
+    words = [data / "av_train", data / "av_valid", out, "--weights", trained / BEST, "-mt", "../x"]
+    assert train_avc.main([str(word) for word in words]) == 2
+    assert "first/model_best_valid_loss.h5 is sea64" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_training_goes_on_from_a_file_with_its_own_type(data, trained, tmp_path):
+    words = [data / "av_train", data / "av_valid", tmp_path, "--weights", trained / BEST, *SIZES]
+    assert train_avc.main([*map(str, words), "--num-epochs", "1", "--run-name", "on"]) == 0
+    config = json.loads((tmp_path / "embedding/av/sea64/on/config.json").read_text())
+    assert config["arguments"]["model_type"] == "sea64"
+
+
+def test_other_data_are_not_gone_on_with(data, trained, tmp_path, capsys):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained, run_dir)
+    words = [data / "av_train", data / "av_valid", data / "out", *SIZES, "--model-type", "sea64"]
+    words += ["--audio-filters", *"44448888", "--vision-filters", *"22224444", "--num-epochs", "3"]
+    words += ["--continue-model-dir", run_dir]
+    for more, message in (
+        (("--random-state", "5"), "was trained with seed=20171021, not 5; continue it with its"),
+        (("--train-batch-size", "4", "-tes", "2"), "was trained with batch_size=8, not 4"),
+    ):
+        assert train_avc.main([str(word) for word in [*words, *more]]) == 2
+        assert message in capsys.readouterr().err
+    (data / "fewer").mkdir()
+    write_pairs(data / "fewer" / "1_0_0.h5", 12, 2)
+    words[1] = data / "fewer"
+    assert train_avc.main([str(word) for word in words]) == 2
+    assert "was trained with validation_size=16, not 12" in capsys.readouterr().err
+    with locked(run_dir):
+        assert train_avc.main([str(word) for word in words]) == 2
+    assert "another run is at work in" in capsys.readouterr().err
+
+
+def test_an_audio_visual_checkpoint_embeds_images(trained, tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (300, 280, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    words = ["image", tmp_path / "a.png", "--model", trained / BEST, "-o", tmp_path, "--quiet"]
+    assert embed([str(word) for word in words]) == 0
+    with np.load(tmp_path / "a.npz") as arrays:
+        found = arrays["embedding"]
+    expected, _ = get_image_embedding(picture, model=trained / BEST)
+    np.testing.assert_array_equal(found, expected)

@@ -481,6 +481,14 @@ def test_a_draw_that_fails_is_drawn_anew(videos, monkeypatch):
             assert -0.1 <= value["video_time"] - value["audio_time"] < 1
 
 
+def test_what_cannot_be_decoded_does_not_come_again(videos):
+    """Draws after the first take any two of videos, not those of the pair's place."""
+    found = [probe(path, path) for path in sorted(videos.iterdir())]
+    sampler = Sampler(found, seed=0, sample_rate=8000)
+    drawn = {frozenset((p.audio, p.pictures)) for p in (sampler.pair(0, n) for n in range(1, 40))}
+    assert len(drawn) > 2
+
+
 def test_a_csv_of_sound_and_picture_files(tmp_path):
     folder = tmp_path / "data"
     for number in range(2):

@@ -19,6 +19,7 @@ from l3prune.datasets.shards import (
     inspect_shard,
     new_shard,
     pair_fields,
+    read_failures,
 )
 from l3prune.errors import L3PruneError
 from l3prune.windows import batch_indices, open_windows
@@ -162,7 +163,9 @@ def test_shards_with_chunks_of_others_are_read(tmp_path):
     with h5py.File(tmp_path / "1_0_0.h5", "w") as file:
         file.create_dataset("video", data=video, compression="gzip")
         file.create_dataset("audio", data=np.zeros((6, 1, RATE), np.int16), compression="gzip")
-        file.create_dataset("label", data=np.ones((6, 2), np.int32), compression="gzip")
+        file.create_dataset(
+            "label", data=np.tile([0, 1], (6, 1)).astype(np.int32), compression="gzip"
+        )
         file.create_dataset("audio_file", data=np.array([b"a.wav"] * 6))
     images, _, labels = open_pairs(tmp_path, RATE).read(np.array([5, 1]))
     np.testing.assert_allclose(images, 2 * (video[[5, 1]] / 255) - 1, atol=1e-6)
@@ -214,6 +217,14 @@ def outside(path):
         file.create_dataset("audio", (5, 1, RATE), np.int16, external=raw)
 
 
+def unwritten(path):
+    """Rows that take no room in the file."""
+    with h5py.File(path, "w") as file:
+        for field in pair_fields(RATE):
+            chunks = (1, *field.shape)
+            file.create_dataset(field.name, (10**11, *field.shape), field.dtype, chunks=chunks)
+
+
 DAMAGES = {
     "text": (lambda p: p.write_text("x"), "7_0_1.h5 is not an HDF5 shard, or is damaged"),
     "cut": (
@@ -235,6 +246,10 @@ DAMAGES = {
     "group": (replace("audio", h5py.SoftLink("/video")), "has no dataset 'audio'"),
     "other file": (replace("audio", h5py.ExternalLink("/etc/a.h5", "a")), "has no dataset 'audio'"),
     "outside": (outside, "has no dataset 'audio'"),
+    "null": (replace("audio", h5py.Empty("i2")), "has no dataset 'audio'"),
+    "null label": (replace("label", h5py.Empty("i8")), "has no dataset 'label'"),
+    "folder": (replace("audio", np.dtype("i2")), "has no dataset 'audio'"),
+    "unwritten": (unwritten, "is damaged: 100000000000 rows are said to be in 0 bytes"),
     "lengths": (
         replace("label", np.zeros((4, 2), int)),
         "is damaged: it has 5 of video, 5 of audio, 4 of label",
@@ -316,6 +331,33 @@ def test_inspect_sees_metadata(tmp_path):
     with new_shard(tmp_path / "a.h5", 1, RATE, metadata) as file:
         file["label"][0] = [1, 0]
     assert inspect_shard(tmp_path / "a.h5").metadata
+
+
+@pytest.mark.parametrize("case", DAMAGES)
+def test_inspect_finds_what_opening_finds(folder, case):
+    damage, _ = DAMAGES[case]
+    damage(folder / "7_0_1.h5")
+    report = inspect_shard(folder / "7_0_1.h5")
+    if case == "rate":
+        assert (report.sample_rate, report.damage) == (8000, "")
+    else:
+        assert report.damage.startswith(str(folder / "7_0_1.h5"))
+
+
+@pytest.mark.parametrize("value", [h5py.Empty("u1"), h5py.SoftLink("/label"), [[1]], b"[[1"])
+def test_damaged_failures(folder, value):
+    with h5py.File(folder / "7_0_1.h5", "a") as file:
+        file["failures"] = np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value
+    with pytest.raises(L3PruneError, match=r"7_0_1\.h5 is"):
+        read_failures(folder / "7_0_1.h5")
+
+
+def test_labels_are_looked_at_when_they_are_read(folder):
+    replace("label", np.full((5, 2), 7))(folder / "7_0_1.h5")
+    source = open_pairs(folder, RATE)
+    source.read(np.array([0, 9]))
+    with pytest.raises(L3PruneError, match=r"7_0_1\.h5: labels are not \[mismatch, match\]"):
+        source.read(np.array([0, 5]))
 
 
 @pytest.mark.parametrize(

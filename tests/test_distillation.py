@@ -199,7 +199,7 @@ def test_files_of_a_run(pruned, tiny, sounds, tmp_path):
     assert list((folder / "tensorboard").rglob("events*"))
     state = read_attachment(folder / LATEST)
     assert json.loads(state["history"].tobytes()) == history
-    assert not list(folder.rglob(".*"))
+    assert [path.name for path in folder.rglob(".*")] == [".lock"]
 
 
 def test_validation_may_be_a_part_spread_over_the_data():

@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 
 import pytest
 from hypothesis import example, given, settings
@@ -221,6 +222,12 @@ def test_folders_without_videos(tmp_path):
 # Sharing out.
 
 
+def test_names_that_are_not_utf_8(tmp_path):
+    (tmp_path / os.fsdecode(b"\xff\xfe.mp4")).touch()
+    with pytest.raises(L3PruneError, match=r"rename b'.*xff.xfe\.mp4'; its name is not UTF-8"):
+        make_subsets(tmp_path)
+
+
 @pytest.fixture
 def videos(tmp_path):
     for number in range(40):
@@ -266,7 +273,9 @@ def test_shares_are_whole_and_apart(tmp_path_factory, count, valid, test):
     assert len(set(itertools.chain(*parts(subsets)))) == sum(lengths) == count
 
 
-@pytest.mark.parametrize("ratios", [(-0.1, 0), (0, 1), (0.5, 0.5)])
+@pytest.mark.parametrize(
+    "ratios", [(-0.1, 0), (0, 1), (0.5, 0.5), (float("nan"), 0), (0, float("nan"))]
+)
 def test_bad_ratios(videos, ratios):
     with pytest.raises(ParameterError, match="are less than 1 together"):
         make_subsets(videos, valid_ratio=ratios[0], test_ratio=ratios[1])

@@ -1,5 +1,6 @@
 """Videos by PyAV: any second of sound, the picture at any time, and what bad files lack."""
 
+import av
 import numpy as np
 import pytest
 
@@ -365,8 +366,43 @@ def test_a_playlist_is_not_followed(tmp_path, clock):
     path.write_text(
         f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nhttp://127.0.0.1:9/{clock.name}\n"
     )
-    with pytest.raises(VideoError, match=r"cannot be opened|no audio track|decoded"):
+    with pytest.raises(VideoError, match=r"cannot be opened|a playlist"):
         probe(path, path)
+    (tmp_path / clock.name).write_bytes(clock.read_bytes())
+    path.write_text(f"ffconcat version 1.0\nfile {clock.name}\n")
+    with pytest.raises(VideoError, match="a playlist, which names other files"):
+        probe(path, path)
+
+
+def test_no_protocol_but_that_of_files_is_asked_for(clock, monkeypatch):
+    # Where FFmpeg itself refuses the network, nothing else would tell.
+    given = []
+    opened = av.open
+
+    def record(*args, **options):
+        given.append(options["options"])
+        return opened(*args, **options)
+
+    monkeypatch.setattr(av, "open", record)
+    probe(clock, clock)
+    assert given
+    assert all(options == {"protocol_whitelist": "file"} for options in given)
+
+
+def test_a_cover_is_no_track_of_pictures(tmp_path):
+    path = write_video(
+        tmp_path / "a.mp4",
+        seconds=1,
+        fps=1,
+        paint=lambda time: 0,
+        sound=tone_of(0, 2),
+        codecs=("mjpeg", "aac"),
+        cover=True,
+    )
+    with pytest.raises(VideoError, match="no video track"):
+        Track(path, "video")
+    with Track(path, "audio") as track:
+        assert track.extent().end > 1
 
 
 def test_names_like_protocols_are_names(tmp_path, clock, monkeypatch):

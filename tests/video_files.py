@@ -26,15 +26,20 @@ def write_video(
     times=None,
     codecs=("libx264", "aac"),
     options=None,
+    cover=False,
 ):
-    """A video; `paint` (time -> colour or picture) and `sound` (samples) None leave a track out."""
+    """A video; `paint` (time -> colour or picture) and `sound` (samples) None leave a track out. A
+    `cover` is a single picture that goes with a recording."""
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = size
     with av.open(str(path), "w", options=options or {}) as container:
         pictures = tone = None
         if paint is not None:
             pictures = container.add_stream(codecs[0], rate=fps)
-            pictures.width, pictures.height, pictures.pix_fmt = width, height, "yuv420p"
+            pictures.width, pictures.height = width, height
+            pictures.pix_fmt = "yuvj420p" if codecs[0] == "mjpeg" else "yuv420p"
+            if cover:
+                pictures.disposition = av.stream.Disposition.attached_pic
             # Two seconds from key frame to key frame: a second mostly begins between them.
             pictures.gop_size = 2 * fps
             pictures.codec_context.time_base = Fraction(1, 1000 if times is not None else fps)

@@ -22,7 +22,15 @@ from l3prune.datasets.shards import METADATA, new_shard, read_failures, write_fa
 from l3prune.datasets.subsets import read_subset
 from l3prune.datasets.videos import VIDEO_EXTENSIONS, Video, VideoError, load_av, probe
 from l3prune.errors import L3PruneError
-from l3prune.files import claim_folder, find_files, is_file, new_folder, write_table
+from l3prune.files import (
+    check_names,
+    claim_folder,
+    find_files,
+    is_file,
+    locked,
+    new_folder,
+    write_table,
+)
 from l3prune.parallel import run_all
 
 #: In a folder of shards: the settings, the videos they are made of, and those that are not used.
@@ -168,8 +176,6 @@ def make_shards(
         ...
     l3prune.errors.L3PruneError: no such folder or csv: /nowhere
     """
-    import filelock
-
     check_whole("workers", workers, 1)
     load_av()
     files = find_videos(source)
@@ -178,12 +184,8 @@ def make_shards(
         begun = (output_dir / RECORD).exists()
         claim_folder(output_dir, RECORD, _record(settings, files))
         try:
-            with filelock.FileLock(output_dir / ".lock", timeout=0):
+            with locked(output_dir):
                 return _make_all(files, output_dir, settings, workers, quiet)
-        except filelock.Timeout as error:
-            raise L3PruneError(
-                f"another run is at work in {output_dir}; wait until it has ended"
-            ) from error
         except BaseException:
             if not begun and not (output_dir / VIDEOS).exists():
                 # So that the folder can be taken again when videos or settings were wrong.
@@ -226,11 +228,7 @@ def find_videos(source: str | os.PathLike[str]) -> list[tuple[Path, Path]]:
     paths = [path.absolute() for path in find_files(source, VIDEO_EXTENSIONS)]
     if not paths:
         raise L3PruneError(f"{source} holds no videos ({', '.join(VIDEO_EXTENSIONS)})")
-    for path in paths:
-        try:
-            str(path).encode()
-        except UnicodeEncodeError as error:
-            raise L3PruneError(f"rename {os.fsencode(path)!r}; its name is not UTF-8") from error
+    check_names(paths)
     return [(path, path) for path in paths]
 
 

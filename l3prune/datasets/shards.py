@@ -41,6 +41,9 @@ METADATA: dict[str, Any] = {
 #: So much of a shard is unpacked at once; two such blocks are kept.
 BLOCK_BYTES = 2**26
 
+#: A file may have so many rows more than bytes of them.
+MAX_UNWRITTEN = 4096
+
 #: Dataset of a shard with draws that could not be decoded: (number of the video, reason), as JSON.
 _FAILURES = "failures"
 
@@ -216,9 +219,10 @@ def read_failures(path: Path) -> list[tuple[int, str]]:
     with _damage(path, "is not an HDF5 shard, or is damaged"), _opened(path) as file:
         if _FAILURES not in file:
             return []
-        return [
-            (int(video), str(reason)) for video, reason in json.loads(file[_FAILURES][:].tobytes())
-        ]
+        failures = _dataset(file, _FAILURES)
+        if failures is None or failures.ndim != 1:
+            raise L3PruneError(f"{path} is damaged: '{_FAILURES}' is no text")
+        return [(int(video), str(reason)) for video, reason in json.loads(failures[:].tobytes())]
 
 
 class ShardRows:
@@ -310,6 +314,9 @@ class ShardRows:
             path = self._paths[shard]
             with _damage(path, "is damaged"), _opened(path) as file:
                 values = {field.name: file[field.name][start:stop] for field in self.fields}
+            labels = values.get("label", np.eye(2))
+            if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+                raise L3PruneError(f"{path}: labels are not [mismatch, match], one of them 1")
             self._open[block] = values
         return self._open[block]
 
@@ -354,16 +361,13 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardReport:
     path = Path(path)
     try:
         with _damage(path, "is not an HDF5 shard, or is damaged"), _opened(path) as file:
-            audio: tuple[int, ...] = file["audio"].shape if "audio" in file else ()
-            sample_rate = audio[2] if len(audio) == 3 else 0
+            audio = _dataset(file, "audio")
+            sample_rate = audio.shape[2] if audio is not None and audio.ndim == 3 else 0
             metadata = set(METADATA) <= set(file)
         rows = ShardRows([path], pair_fields(sample_rate))
         matches = 0
         for block in range(len(rows._blocks)):
-            labels = rows._load(block)["label"]
-            if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
-                raise L3PruneError(f"{path}: labels are not [mismatch, match], one of them 1")
-            matches += int(labels[:, 1].sum())
+            matches += int(rows._load(block)["label"][:, 1].sum())
     except L3PruneError as error:
         return ShardReport(path, damage=str(error))
     return ShardReport(path, len(rows), matches, sample_rate, metadata)
@@ -384,20 +388,30 @@ def _opened(path: Path) -> Any:
     return h5py.File(path, "r")
 
 
-def _count(path: Path, fields: Sequence[Field]) -> int:
-    """Rows of a shard that has these fields."""
+def _dataset(file: Any, name: str) -> Any:
+    """A dataset that is in the file itself: nothing is read out of other files. None without."""
     import h5py
 
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        return None
+    found = file[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        return None
+    return None if found.shape is None else found
+
+
+def _count(path: Path, fields: Sequence[Field]) -> int:
+    """Rows of a shard that has these fields."""
     counts = []
+    stored = 0
     with _damage(path, "is not an HDF5 shard, or is damaged"), _opened(path) as file:
         for field in fields:
-            link = file.get(field.name, getlink=True)
-            dataset = file[field.name] if isinstance(link, h5py.HardLink) else None
-            # Nothing is read out of other files.
-            if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+            dataset = _dataset(file, field.name)
+            if dataset is None:
                 raise L3PruneError(
                     f"{path} has no dataset '{field.name}'; give AVC shards with {field}"
                 )
+            stored += dataset.id.get_storage_size()
             shape, dtype = dataset.shape, dataset.dtype
             fits = dtype.kind in "iu" if field.kind == "integer" else dtype == field.dtype
             if not fits or shape[1:] != field.shape:
@@ -408,4 +422,7 @@ def _count(path: Path, fields: Sequence[Field]) -> int:
     if len(set(counts)) > 1:
         lengths = ", ".join(f"{n} of {f.name}" for n, f in zip(counts, fields, strict=True))
         raise L3PruneError(f"{path} is damaged: it has {lengths}")
+    # Rows that were never written take no room in a file, but in our memory.
+    if counts[0] > MAX_UNWRITTEN + stored:
+        raise L3PruneError(f"{path} is damaged: {counts[0]} rows are said to be in {stored} bytes")
     return counts[0]

@@ -19,7 +19,7 @@ from l3prune.datasets.metadata import read_rows
 from l3prune.datasets.sounds import keyed_generator
 from l3prune.datasets.videos import VIDEO_EXTENSIONS
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, find_files, read_json
+from l3prune.files import atomic_write, check_names, find_files, read_json
 
 COLUMNS = ("ytid", "audio_filepath", "video_filepath", "labels")
 
@@ -163,7 +163,7 @@ def make_subsets(
     (8, 1, 1)
     """
     check_whole("seed", seed, 0)
-    if min(valid_ratio, test_ratio) < 0 or valid_ratio + test_ratio >= 1:
+    if not (valid_ratio >= 0 and test_ratio >= 0 and valid_ratio + test_ratio < 1):
         raise ParameterError(
             f"valid_ratio={valid_ratio} and test_ratio={test_ratio}: give two parts from 0 on that "
             "are less than 1 together"
@@ -404,6 +404,7 @@ def _find(data_dir: Path, notices: list[str]) -> list[tuple[str, Path, Path]]:
             f"{data_dir} holds no videos: neither sound in folders 'audio' and pictures in folders "
             f"'video', nor video files ({', '.join(VIDEO_EXTENSIONS)})"
         )
+    check_names(path for _, audio, video in found for path in (audio, video))
     return [(_id_of(name), audio, video) for name, audio, video in found]
 
 

@@ -81,6 +81,10 @@ class Video:
     frame_rate: float
 
 
+#: What FFmpeg calls files that name other ones.
+PLAYLISTS = ("concat", "dash", "hls", "imf", "sdp")
+
+
 def load_av() -> Any:
     """PyAV, imported only where a video is read or written.
 
@@ -342,6 +346,8 @@ class Track:
                 options={"protocol_whitelist": "file"},
                 metadata_errors="replace",
             )
+            if self._container.format.name in PLAYLISTS:
+                raise VideoError("a playlist, which names other files")
             streams = [
                 stream
                 for stream in getattr(self._container.streams, self._kind)
