@@ -56,7 +56,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--results", required=True, help="receives results.json, table.md, plot.png")
     add("--sparsity", default="95.45", help="overall, percent (%(default)s)")
     add("--epochs", type=int, default=6, help="of the training (%(default)s)")
-    add("--retrain-epochs", type=int, default=3, help="of both ways to retrain (%(default)s)")
+    add("--retrain-epochs", type=int, default=5, help="of both ways to retrain (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the classifier")
     add("--scale", type=float, default=1, help="of the data's size, for trials (%(default)s)")
     return parser.parse_args(argv)

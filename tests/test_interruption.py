@@ -15,7 +15,10 @@ import tensorflow as tf
 from l3prune import checkpoints, interruption
 from l3prune.checkpoints import BEST, LATEST, Keeper
 from l3prune.errors import Interrupted, L3PruneError, command
+from l3prune.options import parse
 from l3prune.pruning import main as prune
+from l3prune.retraining import recipe_of
+from l3prune.training import Recipe
 from l3prune.weights import load_network, read_attachment
 from tests.commands import RETRAIN, run_folder
 from tests.test_gradual_runs import STEPS, polynomial, regrown, run, sequence, student
@@ -155,6 +158,25 @@ def test_runs_that_signals_end_go_on_exactly(make, tmp_path, monkeypatch):
         if event.summary.value
     }
     assert steps == set(range(len(history)))
+
+
+def test_every_flag_of_the_recipe_reaches_it():
+    words = ["w.h5", "train", "valid", "out", "--layerwise", "--retrain", "--checkpoint-minutes"]
+    words += ["2.5", "--num-epochs", "7", "--learning-rate", "0.5"]
+    words += ["--early-stopping-patience", "3", "--min-delta", "0.25", "--plateau-patience", "4"]
+    words += ["--plateau-factor", "0.75", "--checkpoint-interval", "6", "--batch-norm", "freeze"]
+    assert recipe_of(parse([*words, "--random-state", "9"])) == Recipe(
+        epochs=7,
+        learning_rate=0.5,
+        early_stopping_patience=3,
+        min_delta=0.25,
+        plateau_patience=4,
+        plateau_factor=0.75,
+        checkpoint_interval=6,
+        checkpoint_minutes=2.5,
+        batch_norm="freeze",
+        seed=9,
+    )
 
 
 def test_checkpoints_within_epochs_as_often_as_asked(tmp_path, monkeypatch):
