@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 import classifier.model
+import classifier.progress
 from classifier.checks import check_seed
 from classifier.inputs import (
     STATISTICS,
@@ -600,7 +601,8 @@ def test_missing_cut_or_too_large_file(tmp_path, monkeypatch):
     with pytest.raises(L3PruneError, match="is no classifier"):
         load_classifier(path)
     trained("rf").save(path)
-    monkeypatch.setattr(classifier.model, "MAX_BYTES", 1000)
+    for module in (classifier.model, classifier.progress):
+        monkeypatch.setattr(module, "MAX_BYTES", 1000)
     with pytest.raises(L3PruneError, match=r"it unpacks to 0\.0 GiB"):
         load_classifier(path)
     before = path.read_bytes()
