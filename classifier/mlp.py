@@ -299,6 +299,13 @@ def fit_mlp(
         starts = range(0, size, chunk)
         return np.sum([sums(score, part, slice(i, i + chunk)) for i in starts], axis=0) / size
 
+    def diverged(epoch: int) -> L3PruneError:
+        if checkpoint:
+            checkpoint.remove()  # it would stand in the way of another learning rate
+        return L3PruneError(
+            f"the loss is not finite in epoch {epoch}; lower learning_rate={recipe.learning_rate}"
+        )
+
     variables = [*weights, *optimizer.variables]
     progress = checkpoint.load() if checkpoint else None
     if progress is None:
@@ -330,6 +337,8 @@ def fit_mlp(
                     run_steps, train, order[progress.rows : progress.rows + chunk]
                 )
                 progress.rows += chunk
+                if not np.isfinite(progress.sums).all():
+                    raise diverged(epoch)
                 if checkpoint:
                     checkpoint.look(progress, variables, signals)
             values = (progress.sums / n_rows).tolist()
@@ -339,10 +348,7 @@ def fit_mlp(
             row = {"epoch": epoch, **dict(zip(HISTORY[1:], values, strict=False))}
             history.append(row)
             if not np.isfinite(list(row.values())).all():
-                raise L3PruneError(
-                    f"the loss is not finite in epoch {epoch}; "
-                    f"lower learning_rate={recipe.learning_rate}"
-                )
+                raise diverged(epoch)
             best = best_row(history)
             if best is row:
                 progress.best = network.get_weights()

@@ -2,6 +2,7 @@
 
 import itertools
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,3 +160,13 @@ def test_the_command_goes_on(searched, tmp_path, monkeypatch, capsys):
         made, whole = tmp_path / "out" / name, tmp_path / "whole" / name
         assert made.is_dir() or made.read_bytes() == whole.read_bytes(), name
     assert not list((tmp_path / "out").rglob("*training*"))
+
+
+def test_a_training_that_diverged_leaves_no_checkpoint(tmp_path, monkeypatch):
+    """A lower learning rate can be tried in the same folder."""
+    monkeypatch.setattr(classifier.progress, "MINUTES", 0)
+    path = tmp_path / "training.npz"
+    with pytest.raises(L3PruneError, match=r"the loss is not finite in epoch \d+; lower learning"):
+        fit(Checkpoint(path, {"rate": 1}), recipe=replace(RECIPE, learning_rate=1e30))
+    assert not list(tmp_path.iterdir())
+    fit(Checkpoint(path, {"rate": 2}))
