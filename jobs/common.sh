@@ -56,7 +56,9 @@ requeue() {
 # otherwise ends the job with its exit code.
 run() { # COMMAND...
   local code=0
-  printf '+ %s\n' "${*@Q}"
+  printf '+'
+  printf ' %q' "$@"
+  printf '\n'
   [ -z "$asked" ] || requeue
   srun "$@" </dev/null &
   step=$!
