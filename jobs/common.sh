@@ -44,11 +44,12 @@ subset() { # FOLDER
 
 # Stops this job and queues it again; SLURM appends to its log.
 requeue() {
-  if [ "${SLURM_RESTART_COUNT:-0}" -ge "$L3PRUNE_RESTARTS" ]; then
-    complain "stopped after $SLURM_RESTART_COUNT restarts; submit it again with more --time (L3PRUNE_RESTARTS=$L3PRUNE_RESTARTS)"
+  local restarts=${SLURM_RESTART_COUNT:-0}
+  if [ "$restarts" -ge "$L3PRUNE_RESTARTS" ]; then
+    complain "stopped after $restarts restarts; submit it again with more --time (L3PRUNE_RESTARTS=$L3PRUNE_RESTARTS)"
   fi
   echo "time is nearly over: queued again"
-  scontrol requeue "$SLURM_JOB_ID"
+  scontrol requeue "${task:-$SLURM_JOB_ID}"
   exit 75
 }
 
@@ -115,9 +116,10 @@ export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$SRUN_CPUS_PER_TASK}
 export TF_NUM_INTRAOP_THREADS=${TF_NUM_INTRAOP_THREADS:-$SRUN_CPUS_PER_TASK}
 
+# Of an array, one task has the job id of the array, and it would queue all of it again by that.
+task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 # A run's name stays the same when its job is queued again.
-job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
-RUN_NAME=${RUN_NAME:-job${job:-$SLURM_JOB_ID}}
+RUN_NAME=${RUN_NAME:-job${task:-$SLURM_JOB_ID}}
 
 # EdgeL3's recipe; arguments of the script come later and win.
 # shellcheck disable=SC2034 # for the scripts

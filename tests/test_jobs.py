@@ -151,6 +151,7 @@ STOPS = {
     "requeued": ("scontrol", "requeue"),
     "signalled": ("scancel", "--signal=USR1"),
     "batch": ("scancel", "--signal=USR1", "--batch"),
+    "cancelled": ("scancel",),
 }
 
 
@@ -321,12 +322,6 @@ def submitted(slurm, data):
         *("distil-filterwise", *SHORT),
         **(sound | {"OUT": data / "kd", "RUN_NAME": "run", "NUM_FILTERS": FILTERS}),
     )
-    jobs["sensitivity"] = slurm.submit(
-        *("sensitivity", "--amounts", 50, "--max-windows", 4),
-        WEIGHTS=WEIGHTS,
-        VALID=data / "music_valid",
-        OUT=data / "sensitivity",
-    )
     table = data / "sweep.csv"
     table.write_text(
         "name,layerwise,sparsity,filterwise,global-filter-ratio,pattern\n"
@@ -383,14 +378,16 @@ def interrupted(slurm, data, submitted):
             if list((data / name).glob("embedding/*/*/*/run/history.csv")):
                 slurm.call(*running.pop(name), job)
             assert time.monotonic() < end, slurm.log(job)
-            assert not set(slurm.states(job).values()) & (ENDED - {"COMPLETED"}), slurm.log(job)
+            assert not set(slurm.states(job).values()) & (ENDED - {"COMPLETED", "CANCELLED"}), (
+                slurm.log(job)
+            )
         time.sleep(0.1)
 
 
 @pytest.mark.slow
 @pytest.mark.slurm
 @pytest.mark.usefixtures("interrupted")
-@pytest.mark.parametrize("name", STOPS)
+@pytest.mark.parametrize("name", ["requeued", "signalled", "batch"])
 def test_a_job_that_is_stopped_goes_on(slurm, data, submitted, name, by_hand):
     job = submitted[name]
     log = slurm.completed(job)[job]
@@ -399,6 +396,22 @@ def test_a_job_that_is_stopped_goes_on(slurm, data, submitted, name, by_hand):
     assert "interrupted: " in log
     assert [epoch for epoch, *_ in losses(data / name)] == [str(n + 1) for n in range(EPOCHS)]
     assert losses(data / name) == losses(by_hand[0])
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+@pytest.mark.usefixtures("interrupted")
+def test_a_job_that_is_cancelled_is_not_queued_again(slurm, data, submitted):
+    job = submitted["cancelled"]
+    assert set(slurm.wait(job).values()) == {"CANCELLED"}
+    end = time.monotonic() + 60
+    while "interrupted: " not in slurm.log(job):
+        assert time.monotonic() < end, slurm.log(job)
+        time.sleep(0.1)
+    time.sleep(2)  # in which the script would do it
+    assert "queued again" not in slurm.log(job)
+    assert set(slurm.wait(job).values()) == {"CANCELLED"}
+    assert 0 < len(losses(data / "cancelled")) < EPOCHS
 
 
 @pytest.mark.slow
@@ -437,12 +450,40 @@ def test_audio_visual_jobs(slurm, data, submitted):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_filterwise_distillation_and_sensitivity(slurm, data, submitted):
+def test_filterwise_distillation(slurm, data, submitted):
     slurm.completed(submitted["distil filterwise"])
     assert (run_folder(data / "kd", "reduced_kd") / "report.json").is_file()
-    assert len(slurm.completed(submitted["sensitivity"])) == 2
+
+
+def scan(slurm, data, out, tasks, **variables):
+    """An array of scans whose last task is told to stop as soon as it runs; its id."""
+    job = slurm.submit(
+        *("sensitivity", "--amounts", 50, "--max-windows", 4),
+        options=(f"--array={tasks}",),
+        **({"WEIGHTS": WEIGHTS, "VALID": data / "music_valid", "OUT": out} | variables),
+    )
+    end = time.monotonic() + 600
+    while "+ python" not in slurm.log(last := f"{job}_{tasks[-1]}"):
+        assert time.monotonic() < end, slurm.call("squeue")
+        time.sleep(0.1)
+    slurm.call("scancel", "--signal=USR1", "--batch", last)
+    return job
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_task_of_an_array_is_queued_again_alone(slurm, data, tmp_path, submitted):
+    first, last = slurm.completed(scan(slurm, data, tmp_path, "1-2")).values()
+    assert [first.count("+ python"), last.count("+ python")] == [1, 2]
     for name in ("layerwise-magnitude", "filterwise-l1"):
-        assert (data / "sensitivity" / name / "sensitivity.png").is_file()
+        assert (tmp_path / name / "sensitivity.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_a_job_is_not_queued_again_for_ever(slurm, data, tmp_path, submitted):
+    job = scan(slurm, data, tmp_path, "1", L3PRUNE_RESTARTS=0)
+    slurm.failed(job, "stopped after 0 restarts; submit it again with more --time")
 
 
 @pytest.mark.slow
