@@ -53,6 +53,12 @@ requeue() {
   exit 75
 }
 
+# Tells the step to stop.
+pass_on() {
+  sleep 1 # a srun that has just begun takes no notice
+  kill -USR1 "$step" 2>/dev/null || true
+}
+
 # Runs one command as a step of the job. A command that USR1 stopped queues the job again; what ends
 # otherwise ends the job with its exit code.
 run() { # COMMAND...
@@ -63,6 +69,7 @@ run() { # COMMAND...
   [ -z "$asked" ] || requeue
   srun "$@" </dev/null &
   step=$!
+  [ -z "$asked" ] || pass_on # told while it was being started
   while :; do
     trapped=
     code=0
@@ -81,7 +88,7 @@ run() { # COMMAND...
 }
 
 asked='' cancelled='' trapped='' step=''
-trap 'asked=1 trapped=1; [ -z "$step" ] || kill -USR1 "$step" 2>/dev/null || true' USR1
+trap 'asked=1 trapped=1; [ -z "$step" ] || pass_on' USR1
 # Not passed on: SLURM tells the steps itself, and a srun that is told twice kills them.
 trap 'cancelled=1 trapped=1' TERM
 

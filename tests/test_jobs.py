@@ -371,6 +371,7 @@ def by_hand(slurm, data, submitted):
 def interrupted(slurm, data, submitted):
     """Jobs are told to stop when they have trained one epoch and not all."""
     running = dict(STOPS)
+    failed = ENDED - {"COMPLETED", "CANCELLED"}
     end = time.monotonic() + 600
     while running:
         for name in list(running):
@@ -378,9 +379,7 @@ def interrupted(slurm, data, submitted):
             if list((data / name).glob("embedding/*/*/*/run/history.csv")):
                 slurm.call(*running.pop(name), job)
             assert time.monotonic() < end, slurm.log(job)
-            assert not set(slurm.states(job).values()) & (ENDED - {"COMPLETED", "CANCELLED"}), (
-                slurm.log(job)
-            )
+            assert not set(slurm.states(job).values()) & failed, slurm.log(job)
         time.sleep(0.1)
 
 
@@ -472,7 +471,7 @@ def scan(slurm, data, out, tasks, **variables):
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_task_of_an_array_is_queued_again_alone(slurm, data, tmp_path, submitted):
+def test_a_task_of_an_array_is_queued_again_alone(slurm, data, tmp_path):
     first, last = slurm.completed(scan(slurm, data, tmp_path, "1-2")).values()
     assert [first.count("+ python"), last.count("+ python")] == [1, 2]
     for name in ("layerwise-magnitude", "filterwise-l1"):
@@ -481,7 +480,7 @@ def test_a_task_of_an_array_is_queued_again_alone(slurm, data, tmp_path, submitt
 
 @pytest.mark.slow
 @pytest.mark.slurm
-def test_a_job_is_not_queued_again_for_ever(slurm, data, tmp_path, submitted):
+def test_a_job_is_not_queued_again_for_ever(slurm, data, tmp_path):
     job = scan(slurm, data, tmp_path, "1", L3PRUNE_RESTARTS=0)
     slurm.failed(job, "stopped after 0 restarts; submit it again with more --time")
 
