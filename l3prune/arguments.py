@@ -19,6 +19,11 @@ POSITIONALS = {
 }
 
 
+#: Ways to share training between devices, and precisions; see `devices`.
+DISTRIBUTE = ("none", "mirrored", "multiworker")
+PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
+
+
 def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
     """The parser; positionals that a --config gives are `optional`.
 
@@ -308,6 +313,33 @@ def running_options(group: argparse._ArgumentGroup) -> None:
     add("-cmd", "--continue-model-dir", metavar="DIR", help="go on with the run in this folder")
     add("--run-name", help="last part of the run's folder; default: the time")
     add("--quiet", action="store_true", help="no progress; only the report and warnings")
+
+
+def device_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the devices that training computes on; see `devices.begin`.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> device_options(parser.add_argument_group("devices"))
+    >>> parser.parse_args(["--distribute", "mirrored"]).distribute
+    'mirrored'
+    """
+    add = group.add_argument
+    add(
+        "--distribute",
+        choices=DISTRIBUTE,
+        default="none",
+        help="mirrored: on all GPUs of this host; multiworker: on those of all tasks of a SLURM "
+        "step, or of what TF_CONFIG says. Batch sizes stay those of the whole (%(default)s)",
+    )
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="in which layers compute; weights stay float32 (%(default)s)",
+    )
+    add("--xla", action="store_true", help="compile training steps by XLA")
 
 
 def options_without_effect(group: argparse._ArgumentGroup) -> None:

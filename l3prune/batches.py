@@ -6,6 +6,7 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,41 @@ Inputs = np.ndarray | tuple[np.ndarray, ...]
 Batches = Callable[[int], Iterator[tuple[Inputs, np.ndarray]]]
 
 
+@dataclass(frozen=True)
+class Numbered:
+    """A stream of batches of numbered windows, or pairs, which workers can share.
+
+    Parameters
+    ----------
+    numbers : callable, first batch -> iterator of np.ndarray of int
+        Which windows the batches have.
+    read : callable, np.ndarray of int -> (inputs, targets)
+
+    Examples
+    --------
+    >>> stream = Numbered(lambda first: iter([np.arange(4) + first]), lambda rows: (rows, -rows))
+    >>> [inputs.tolist() for inputs, _ in stream()]
+    [[0, 1, 2, 3]]
+    """
+
+    numbers: Callable[[int], Iterator[np.ndarray]]
+    read: Callable[[np.ndarray], tuple[Inputs, np.ndarray]]
+
+    def __call__(self, first: int = 0) -> Iterator[tuple[Inputs, np.ndarray]]:
+        """The batches from the `first`-th on."""
+        return map(self.read, self.numbers(first))
+
+    def shared(self, parts: Callable[[int], list[slice]]) -> Numbered:
+        """The stream of the parts that one worker takes of each batch; it reads no others."""
+
+        def numbers(first: int) -> Iterator[np.ndarray]:
+            for batch in self.numbers(first):
+                for part in parts(len(batch)):
+                    yield batch[part]
+
+        return Numbered(numbers, self.read)
+
+
 def one_at_a_time(batches: Batches) -> Batches:
     """A stream of batches whose readers wait for each other.
 
@@ -34,6 +70,14 @@ def one_at_a_time(batches: Batches) -> Batches:
     [(5, 0), (6, 0)]
     """
     lock = threading.Lock()
+    if isinstance(batches, Numbered):
+        read = batches.read
+
+        def read_alone(numbers: np.ndarray) -> tuple[Inputs, np.ndarray]:
+            with lock:
+                return read(numbers)
+
+        return Numbered(batches.numbers, read_alone)
 
     def locked(first: int) -> Iterator[tuple[Inputs, np.ndarray]]:
         stream = batches(first)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,10 +24,11 @@ import numpy as np
 import tf_keras as keras
 
 from l3prune import graph
+from l3prune.devices import Devices
 from l3prune.errors import Interrupted, L3PruneError
 from l3prune.files import write_table
 from l3prune.gradual import MaskUpdate
-from l3prune.interruption import Signals
+from l3prune.interruption import SIGNALS, Signals
 from l3prune.weights import load_network, read_attachment, save_network
 
 LATEST = "model_latest.h5"
@@ -61,6 +63,10 @@ class Progress:
     data: dict[str, int] = field(default_factory=dict)
 
 
+#: Of a run with several workers: seconds from one agreement to the next, about.
+_AGREE_EVERY = 2.0
+
+
 class Keeper(keras.callbacks.Callback):
     """Writes the checkpoints and the history of a run, and ends it where a signal asks for that.
 
@@ -81,10 +87,13 @@ class Keeper(keras.callbacks.Callback):
         So many epochs at the start cannot be the best.
     pruner : MaskUpdate or None
     signals : Signals
+    devices : Devices
+        Of several workers the chief writes, and all read together: what a device has of a metric,
+        or of BatchNorm's statistics, is a part of the whole. A signal to one of them ends them all.
 
     Examples
     --------
-    >>> keeper = Keeper(Path("run"), Progress(), 10, 0, 10, 0, None, Signals())
+    >>> keeper = Keeper(Path("run"), Progress(), 10, 0, 10, 0, None, Signals(), Devices())
     >>> keeper.progress.history
     []
     """
@@ -99,6 +108,7 @@ class Keeper(keras.callbacks.Callback):
         final: int,
         pruner: MaskUpdate | None,
         signals: Signals,
+        devices: Devices,
     ):
         super().__init__()
         self.output_dir = output_dir
@@ -109,15 +119,21 @@ class Keeper(keras.callbacks.Callback):
         self.final = final
         self.pruner = pruner
         self.signals = signals
+        self.devices = devices
         self.learning_rate = 0.0
         #: When the latest checkpoint was written, and whether no step was made since.
         self._written = 0.0
         self._current = True
         #: What the metrics hold of an epoch whose steps are done.
         self._trained: list[np.ndarray] = []
+        #: With several workers: steps since they agreed, when that was, steps until they do again,
+        #: and the signal that they know of.
+        self._steps, self._agreed, self._next = 0, 0.0, 1
+        self._signal: signal.Signals | None = None
 
     def on_train_begin(self, logs=None):
-        self._written = time.monotonic()
+        self._written = self._agreed = time.monotonic()
+        self._is_time()
         self._stop_if_asked()
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -147,15 +163,16 @@ class Keeper(keras.callbacks.Callback):
             self._save(BEST, row, _numbered("beside", _values(_beside(self.model))))
         if self.interval and (epoch + 1) % self.interval == 0:
             self._save(f"model_checkpoint.{epoch + 1:02d}.h5", row, {})
-        write_table(self.output_dir / HISTORY, history)
+        if self.devices.chief:
+            write_table(self.output_dir / HISTORY, history)
         # Last: what was written before it is written again, alike, if the run dies here.
         self._save_latest(row)
+        self._is_time()
         self._stop_if_asked()
 
     def _look(self, sums: list[np.ndarray] | None = None) -> None:
         """Between steps: write a checkpoint when it is time or a signal came."""
-        late = self.minutes and time.monotonic() - self._written >= 60 * self.minutes
-        if (late or self.signals.first) and not self._current:
+        if self._is_time() and not self._current:
             epoch = len(self.progress.history) + 1
             sums = _sums(self.model) if sums is None else sums
             values = [*sums, *_values(self.model.trainable_variables)]
@@ -166,26 +183,51 @@ class Keeper(keras.callbacks.Callback):
             self._save_latest(row)
         self._stop_if_asked()
 
+    def _is_time(self) -> bool:
+        """Whether to write a checkpoint now, for a signal too; what several workers agree on."""
+        late = bool(self.minutes) and time.monotonic() - self._written >= 60 * self.minutes
+        if self.devices.workers == 1:
+            self._signal = self.signals.first
+            return late or self._signal is not None
+        self._steps += 1
+        if self._steps < self._next:
+            return False
+        elapsed = time.monotonic() - self._agreed
+        ahead = min(max(_AGREE_EVERY * self._steps / max(elapsed, 1e-3), 1), 1000)
+        came = [self.signals.first is each for each in SIGNALS]
+        # Clocks differ, so the chief's counts.
+        mine = [late, int(ahead)] if self.devices.chief else [0, 0]
+        late, self._next, *signalled = self.devices.total(np.array([*mine, *came])).astype(int)
+        self._steps, self._agreed = 0, time.monotonic()
+        if self._signal is None and any(signalled):
+            self._signal = SIGNALS[np.flatnonzero(signalled)[0]]
+        return bool(late) or self._signal is not None
+
     def _stop_if_asked(self) -> None:
-        if self.signals.first is None:
+        if self._signal is None:
             return
+        # Whoever ends first may take the others with it, and the chief has written last.
+        self.devices.wait()
         step, epoch = self.progress.step, len(self.progress.history)
         if step:
             where = f"after step {step} of {self.steps_per_epoch} of epoch {epoch + 1}"
         else:
             where = f"after epoch {epoch}" if epoch else "before the first step"
         raise Interrupted(
-            f"stopped by {self.signals.first.name} {where}; the same command with "
+            f"stopped by {self._signal.name} {where}; the same command with "
             f"--continue-model-dir {self.output_dir} goes on from there"
         )
 
     def _save(self, name: str, origin: dict[str, Any], attachment: dict[str, np.ndarray]) -> None:
-        save_network(self.model, self.output_dir / name, origin=origin, attachment=attachment)
+        path = self.output_dir / name
+        save_network(
+            self.model, path, origin=origin, attachment=attachment, write=self.devices.chief
+        )
 
     def _save_latest(self, origin: dict[str, Any]) -> None:
         progress = self.progress
         state = {
-            **_numbered("optimizer", _values(self.model.optimizer.variables)),
+            **_numbered("optimizer", _values(_optimizer_variables(self.model.optimizer))),
             **_numbered("beside", _values(_beside(self.model))),
             "history": _encoded(json.dumps(progress.history)),
             "data": _encoded(json.dumps(progress.data)),
@@ -274,11 +316,11 @@ def restore(
             "other masks: continue it with the same weights, sparsities and model type"
         )
     slots, beside, sums = (_group(state, each) for each in ("optimizer", "beside", "metric"))
-    optimizer = network.optimizer
-    if not _match(slots, optimizer.variables) or (beside and not _match(beside, _beside(network))):
+    variables = _optimizer_variables(network.optimizer)
+    if not _match(slots, variables) or (beside and not _match(beside, _beside(network))):
         raise L3PruneError(
-            f"the run in {output_dir} trained other layers; continue it with its own batch_norm, "
-            "and with those layers frozen that were"
+            f"the run in {output_dir} trained other layers; continue it with its own batch_norm "
+            "and precision, and with those layers frozen that were"
         )
     names = {metric.name for metric in network.metrics}
     step, steps = (int(each) for each in state.get("steps", (0, steps_per_epoch)))
@@ -302,7 +344,7 @@ def restore(
                 f"{data[name]}; continue it with its own data, batch size and seed"
             )
     take_weights(network, latest)
-    for variable, value in zip(optimizer.variables, slots, strict=True):
+    for variable, value in zip(variables, slots, strict=True):
         variable.assign(value)
     if beside:
         for variable, value in zip(_beside(network), beside, strict=True):
@@ -383,6 +425,14 @@ def take_weights(network: keras.Model, source: keras.Model) -> None:
     """
     for target, layer in zip(network.layers, source.layers, strict=True):
         target.set_weights(layer.get_weights())
+
+
+def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
+    variables = list(optimizer.variables)
+    if isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+        # Keras gives the scale as a tensor only.
+        variables += [optimizer._loss_scale.current_loss_scale, optimizer.dynamic_counter]
+    return variables
 
 
 def _beside(network: keras.Model) -> list[Any]:

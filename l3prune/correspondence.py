@@ -3,15 +3,18 @@ together?"""
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 import tf_keras as keras
 from tqdm import tqdm
 
+from l3prune.batches import Numbered
+from l3prune.checkpoints import take_weights
 from l3prune.checks import check_sizes
+from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference
@@ -57,6 +60,7 @@ def train_correspondence(
     train_epoch_size: int | None = None,
     validation_epoch_size: int | None = None,
     pruner: MaskUpdate | None = None,
+    devices: Devices | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
@@ -75,12 +79,14 @@ def train_correspondence(
     recipe : Recipe or None
         None takes EdgeL3's.
     batch_size, validation_batch_size : int
-        Pairs a step.
+        Pairs a step, on all devices together.
     train_epoch_size, validation_epoch_size : int or None
         Batches an epoch; None takes every pair once. A shorter validation takes pairs evenly over
         the data, the same in every epoch.
     pruner : MaskUpdate or None
         Changes masks while the network is trained; see `training.fit`.
+    devices : Devices or None
+        None is one device in float32; see `training.fit`.
     resume : bool
         Go on with the run in `output_dir`.
     quiet : bool
@@ -134,22 +140,17 @@ def train_correspondence(
     check_batch(train, batch_size)
     recipe = recipe or Recipe()
 
-    def batches(first_batch: int) -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-        for indices in batch_indices(train, batch_size, recipe.seed, first_batch):
-            images, sounds, labels = train.read(indices)
-            yield (images, sounds), labels
-
+    devices = devices or Devices()
+    devices.check_batch(batch_size)
+    trained = devices.copy(network)
     chosen = evenly(len(validation), validation_batch_size, validation_epoch_size)
-
-    def validation_batches() -> Iterator[tuple[tuple[np.ndarray, ...], np.ndarray]]:
-        for indices in chosen:
-            images, sounds, labels = validation.read(indices)
-            yield (images, sounds), labels
-
-    return fit(
-        network,
-        batches,
-        validation_batches,
+    history = fit(
+        trained,
+        Numbered(
+            functools.partial(batch_indices, train, batch_size, recipe.seed),
+            functools.partial(_batch, train),
+        ),
+        Numbered(lambda first: iter(chosen[first:]), functools.partial(_batch, validation)),
         train_epoch_size or -(-len(train) // batch_size),
         output_dir,
         recipe,
@@ -160,9 +161,19 @@ def train_correspondence(
             "training_size": len(train),
             "validation_size": len(validation),
         },
+        devices=devices,
         resume=resume,
         quiet=quiet,
     )
+    take_weights(network, trained)
+    return history
+
+
+def _batch(
+    pairs: PairSource, numbers: np.ndarray
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
+    images, sounds, labels = pairs.read(numbers)
+    return (images, sounds), labels
 
 
 def correspondence(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import tf_keras as keras
 
+from l3prune.batches import Numbered
+from l3prune.checkpoints import take_weights
 from l3prune.checks import check_sizes
+from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference, l3
@@ -56,6 +60,7 @@ def distill(
     hop_size: float = 0.5,
     cache_dir: str | os.PathLike[str] | None = None,
     pruner: MaskUpdate | None = None,
+    devices: Devices | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
@@ -88,7 +93,7 @@ def distill(
     recipe : Recipe or None
         None takes EdgeL3's.
     batch_size, validation_batch_size : int
-        Windows a step.
+        Windows a step, on all devices together.
     train_epoch_size, validation_epoch_size : int or None
         Batches an epoch; None takes every window once. A shorter validation takes windows evenly
         over the data, always the same.
@@ -98,6 +103,8 @@ def distill(
         None: `output_dir`/cache.
     pruner : MaskUpdate or None
         Changes the student's masks while it is trained; see `training.fit`.
+    devices : Devices or None
+        None is one device in float32; see `training.fit`.
     resume : bool
         Go on with the run in `output_dir`.
     quiet : bool
@@ -136,6 +143,8 @@ def distill(
         train_epoch_size=train_epoch_size,
         validation_epoch_size=validation_epoch_size,
     )
+    devices = devices or Devices()
+    devices.check_batch(batch_size)
     kind = reduction.kind if isinstance(reduction, Reduction) else reduction
     if kind == "linear" and reduction != "linear":
         raise ParameterError("a linear map is trained along with its student: reduction='linear'")
@@ -157,7 +166,7 @@ def distill(
     )
 
     apply: Callable[[np.ndarray], np.ndarray] = np.asarray
-    trained = student
+    trained = devices.copy(student)
     if kind == "pca":
         if resume:
             reduction = Reduction.load(output_dir / REDUCTION)
@@ -165,26 +174,25 @@ def distill(
         elif not isinstance(reduction, Reduction):
             reduction = fit_pca(train_targets, student.output_shape[1], seed=recipe.seed)
         apply = reduction.apply
-        reduction.save(output_dir / REDUCTION)
+        if devices.chief:
+            reduction.save(output_dir / REDUCTION)
     elif kind == "linear":
-        trained = with_linear_map(student, train_targets, recipe.seed)
+        with devices.scope():
+            trained = with_linear_map(trained, train_targets, recipe.seed)
         if resume:
             restore_earlier_map(trained, output_dir)
 
-    def batches(first_batch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for indices in batch_indices(train_source, batch_size, recipe.seed, first_batch):
-            yield train_source.read(indices), apply(train_targets[indices])
-
     chosen = evenly(len(validation_source), validation_batch_size, validation_epoch_size)
-
-    def validation_batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for indices in chosen:
-            yield validation_source.read(indices), apply(validation_targets[indices])
-
     history = fit(
         trained,
-        batches,
-        validation_batches,
+        Numbered(
+            functools.partial(batch_indices, train_source, batch_size, recipe.seed),
+            lambda indices: (train_source.read(indices), apply(train_targets[indices])),
+        ),
+        Numbered(
+            lambda first: iter(chosen[first:]),
+            lambda indices: (validation_source.read(indices), apply(validation_targets[indices])),
+        ),
         train_epoch_size or -(-len(train_source) // batch_size),
         output_dir,
         recipe,
@@ -194,10 +202,12 @@ def distill(
             "training_size": len(train_source),
             "validation_size": len(validation_source),
         },
+        devices=devices,
         resume=resume,
         quiet=quiet,
     )
-    if kind == "linear":
+    take_weights(student, trained)
+    if kind == "linear" and devices.chief:
         save_best_map(output_dir)
     return history
 

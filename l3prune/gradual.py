@@ -273,7 +273,7 @@ class MaskUpdate(keras.callbacks.Callback, abc.ABC):
         self.masked = {name: found[name] for name in names}
 
     def on_train_batch_begin(self, batch, logs=None):
-        step = int(self.model.optimizer.iterations)
+        step = int(self.model.optimizer.iterations.numpy())
         if self._update(step) and self.changed is not None:
             self.changed(step)
 

@@ -7,8 +7,9 @@ import signal
 import threading
 from collections.abc import Iterator
 
-#: What batch systems send before they end a job, and what a job can ask to be sent earlier.
-_NAMES = ("SIGTERM", "SIGUSR1")
+#: What batch systems send before they end a job, and what a job can ask to be sent earlier; Windows
+#: has no SIGUSR1.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
 class Signals:
@@ -57,11 +58,7 @@ def noted() -> Iterator[Signals]:
     if threading.current_thread() is not threading.main_thread():
         yield signals
         return
-    before = {
-        number: signal.signal(number, signals.note)
-        for number in (getattr(signal, name, None) for name in _NAMES)
-        if number is not None  # Windows has no SIGUSR1
-    }
+    before = {number: signal.signal(number, signals.note) for number in SIGNALS}
     try:
         yield signals
     finally:

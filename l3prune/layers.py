@@ -1,4 +1,4 @@
-"""Keras layers: the masked convolution and the log-mel front end."""
+"""Keras layers: the masked convolution, BatchNorm over several devices, the log-mel front end."""
 
 from __future__ import annotations
 
@@ -92,6 +92,63 @@ class MaskedConv2D(keras.layers.Conv2D):
             )
         self.mask.assign(np.broadcast_to(mask, shape))
         self.kernel.assign(self._masked(tf.convert_to_tensor(self.kernel)))
+
+
+class SharedBatchNormalization(keras.layers.BatchNormalization):
+    """BatchNorm with the statistics of all devices that a batch is shared by.
+
+    As one device computes it with the whole batch: the moving variance has Bessel's correction, as
+    that of the kernel that Keras uses for images on one device, which Keras's own synchronized
+    layer does not have; and one sum over the devices does in place of three. Computes in float32
+    under any precision.
+
+    Parameters
+    ----------
+    *args, **kwargs
+        As `keras.layers.BatchNormalization`, over the last axis.
+
+    Examples
+    --------
+    >>> layer = SharedBatchNormalization(momentum=0)
+    >>> _ = layer(tf.constant([[1.0], [5.0]]), training=True)
+    >>> layer.moving_mean.numpy(), layer.moving_variance.numpy()
+    (array([3.], dtype=float32), array([8.], dtype=float32))
+    """
+
+    def __init__(self, *args, **kwargs):
+        # The fused kernel refuses an empty part of a batch.
+        super().__init__(*args, **{**kwargs, "fused": False})
+
+    def call(self, inputs, training=None):
+        if not training or not self.trainable:
+            return super().call(inputs, training=False)
+        x = tf.cast(inputs, tf.float32)
+        axes = list(range(x.shape.rank - 1))
+        # Squares of what is near zero lose the fewest digits.
+        shift = tf.stop_gradient(tf.convert_to_tensor(self.moving_mean))
+        centred = x - shift
+        count = tf.cast(tf.size(x), tf.float32) / x.shape[-1]
+        sums = tf.stack(
+            [
+                tf.reduce_sum(centred, axes),
+                tf.reduce_sum(tf.square(centred), axes),
+                tf.fill([x.shape[-1]], count),
+            ]
+        )
+        context = tf.distribute.get_replica_context()
+        if context is not None:  # None: a batch that is on one device as a whole
+            sums = context.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        first, second, count = tf.unstack(sums)
+        first /= count
+        variance = tf.maximum(second / count - tf.square(first), 0)
+        mean = first + shift
+        for moving, value in (
+            (self.moving_mean, mean),
+            (self.moving_variance, variance * count / tf.maximum(count - 1, 1)),
+        ):
+            moving.assign_sub((moving - value) * (1 - self.momentum))
+        outputs = tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
+        return tf.cast(outputs, self.compute_dtype)
 
 
 @keras.utils.register_keras_serializable(package="l3prune")

@@ -190,13 +190,23 @@ def _gradient_function(network: keras.Model, kernels: list[Any]) -> Callable[...
             f"RigL needs one loss function and the network is compiled with loss={network.loss!r}"
         )
     loss = keras.losses.get(network.loss)
+    strategy = network.distribute_strategy
 
-    @tf.function(input_signature=signature(network))
-    def gradients(inputs, targets):
+    def of_part(inputs, targets):
+        context = tf.distribute.get_replica_context()
+        number, count = context.replica_id_in_sync_group, context.num_replicas_in_sync
+        size = tf.shape(targets)[0]
+        begin, end = size * number // count, size * (number + 1) // count
+        inputs, targets = tf.nest.map_structure(lambda each: each[begin:end], (inputs, targets))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(kernels)
             error = tf.reduce_mean(loss(targets, network(inputs, training=True)))
-        return tape.gradient(error, kernels)
+        return context.all_reduce(tf.distribute.ReduceOp.MEAN, tape.gradient(error, kernels))
+
+    @tf.function(input_signature=signature(network))
+    def gradients(inputs, targets):
+        found = strategy.run(of_part, args=(inputs, targets))
+        return [strategy.experimental_local_results(each)[0] for each in found]
 
     return gradients
 

@@ -87,6 +87,29 @@ def strip_masks(network: keras.Model) -> keras.Model:
     return _with_config(_rebuild(network, plain), network)
 
 
+def remade(
+    network: keras.Model, make: Callable[[keras.layers.Layer], keras.layers.Layer]
+) -> keras.Model:
+    """A copy of a network of other layers with the same weights.
+
+    Parameters
+    ----------
+    network : keras.Model
+        Functional.
+    make : callable, layer -> layer
+        Gives a new layer, not built, of the old one's name and weights.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> def halved(layer):
+    ...     return type(layer).from_config({**layer.get_config(), "dtype": "mixed_bfloat16"})
+    >>> remade(create_network("sea64"), halved).get_layer("conv_1").compute_dtype
+    'bfloat16'
+    """
+    return _with_config(_rebuild(network, lambda name, layer: make(layer)), network)
+
+
 def remove_filters(network: keras.Model, plan: PruningPlan) -> keras.Model:
     """A smaller copy of a network, without the filters that the plan drops.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -10,14 +11,15 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import __version__
-from l3prune.batches import Batches, Inputs, datasets, one_at_a_time
+from l3prune import __version__, graph
+from l3prune.batches import Batches, Inputs, Numbered, datasets, one_at_a_time
 from l3prune.checkpoints import (
     BEST,
     Keeper,
@@ -27,6 +29,7 @@ from l3prune.checkpoints import (
     restore,
     take_weights,
 )
+from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.files import locked, make_folder
 from l3prune.gradual import MaskUpdate
@@ -160,6 +163,7 @@ def fit(
     objective: Objective = EMBEDDING,
     pruner: MaskUpdate | None = None,
     data: Mapping[str, int] | None = None,
+    devices: Devices | None = None,
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
@@ -176,7 +180,7 @@ def fit(
     Parameters
     ----------
     network : keras.Model
-        As `create_network`, `load_network` or surgery gave it.
+        As `create_network`, `load_network` or surgery gave it, and then `Devices.copy`.
     batches : callable, first batch -> endless iterator of (inputs, targets)
         The stream from its `first batch`-th batch on. Inputs are one array, or for a network of
         several inputs a tuple of arrays in their order.
@@ -196,6 +200,10 @@ def fit(
     data : dict or None
         Numbers that the batches follow from, besides the recipe's seed: a run is continued with the
         same ones only.
+    devices : Devices or None
+        None is one device in float32. With several, `batches` and `validation` are
+        `batches.Numbered`, and all workers call this alike, with one `output_dir` that all see. A
+        run can be continued with another number of devices.
     resume : bool
         Go on from `output_dir`'s latest checkpoint, in the middle of an epoch and of the pruner's
         schedule too.
@@ -216,7 +224,7 @@ def fit(
         A signal came, and the checkpoint is written.
     L3PruneError
         `resume` and the folder has no checkpoint, or it is of another network or other data;
-        another run is at work in the folder; the loss is not finite.
+        another run is at work in the folder; the loss is not finite; another worker has ended.
 
     Examples
     --------
@@ -230,31 +238,45 @@ def fit(
     >>> len(fit(network, one, one, 1, folder, recipe, quiet=True))
     1
     """
+    devices = devices or Devices()
+    if devices.strategy is not None:
+        if not isinstance(batches, Numbered) or not isinstance(validation, Numbered):
+            raise ParameterError(
+                "several devices share batches of numbered windows: give batches.Numbered"
+            )
+        if network.distribute_strategy is not devices.strategy:
+            raise ParameterError("the network is not on these devices; give devices.copy(network)")
     settled = final = 0
     if pruner is not None:
         pruner.set_model(network)
         settled, final = pruner.epochs(steps_per_epoch, recipe.epochs)
         pruner.training_batches = batches = one_at_a_time(batches)
-        pruner.changed = None
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
     norms = _trained_norms(network)
     try:
-        with locked(output_dir), noted() as signals:
-            remove_remains(output_dir)
+        with contextlib.ExitStack() as held:
+            held.enter_context(devices.watched())
+            if devices.chief:
+                held.enter_context(locked(output_dir))
+                remove_remains(output_dir)
+            signals = held.enter_context(noted())
+            measure = None
             if recipe.batch_norm == "freeze":
                 count = min(steps_per_epoch, _CALIBRATION_BATCHES)
                 measure = functools.partial(_measure_and_freeze, network, norms, batches, count)
                 if not resume:
                     measure(0)
                 _set_trainable(norms, False)
-                if pruner is not None:
-                    pruner.changed = measure
-            _compile(network, recipe.learning_rate, objective)
+            if pruner is not None:
+                pruner.changed = functools.partial(_masks_changed, network, devices, measure)
+            _compile(network, recipe.learning_rate, objective, devices)
             data = {"seed": recipe.seed, **(data or {})}
             progress = Progress(data=data)
             if resume:
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
+                place = f"{len(progress.history)} {progress.step}"
+                devices.check_alike(f"the checkpoint in {output_dir}", place.encode())
             stopper, schedule = _rules(recipe, settled)
             replay = _Replay([stopper, schedule], list(progress.history), recipe.learning_rate)
             if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):
@@ -263,7 +285,7 @@ def fit(
                     stopper,
                     schedule,
                     replay,
-                    keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False),
+                    *([_tensorboard(output_dir)] if devices.chief else []),
                     Keeper(
                         output_dir,
                         progress,
@@ -273,20 +295,17 @@ def fit(
                         final,
                         pruner,
                         signals,
+                        devices,
                     ),
                 ]
-                _train(
-                    network,
-                    (batches, validation),
-                    progress,
-                    (steps_per_epoch, recipe.epochs),
-                    callbacks,
-                    # A bar on a terminal, a line an epoch in a job's log.
-                    verbose=0 if quiet else 1 if sys.stdout.isatty() else 2,
-                )
+                # A bar on a terminal, a line an epoch in a job's log.
+                verbose = 0 if quiet or not devices.chief else 1 if sys.stdout.isatty() else 2
+                streams, size = (batches, validation), (steps_per_epoch, recipe.epochs)
+                _train(network, streams, progress, size, callbacks, devices, verbose)
     finally:
         _set_trainable(norms, True)
-    take_weights(network, load_network(output_dir / BEST))
+    with devices.watched():
+        _take_best(network, output_dir, devices)
     return progress.history
 
 
@@ -351,11 +370,48 @@ def _set_trainable(norms: list[keras.layers.BatchNormalization], trainable: bool
         layer.trainable = trainable
 
 
-def _compile(network: keras.Model, learning_rate: float, objective: Objective) -> None:
+def _tensorboard(output_dir: Path) -> keras.callbacks.Callback:
+    return keras.callbacks.TensorBoard(output_dir / "tensorboard", write_graph=False)
+
+
+def _take_best(network: keras.Model, output_dir: Path, devices: Devices) -> None:
+    if devices.workers == 1:
+        take_weights(network, load_network(output_dir / BEST))
+        return
+    # Over a network file system the others could still see an older file.
+    values = [layer.get_weights() for layer in network.layers]
+    if devices.chief:
+        best = load_network(output_dir / BEST)
+        values = [layer.get_weights() for layer in best.layers]
+    for layer, each in zip(network.layers, values, strict=True):
+        layer.set_weights(devices.from_chief(each))
+
+
+def _masks_changed(
+    network: keras.Model, devices: Devices, measure: Callable[[int], None] | None, step: int
+) -> None:
+    """What is due after masks have changed, before the next step."""
+    if devices.workers > 1:
+        masks = graph.masks(network).values()
+        devices.check_alike("the masks", b"".join(np.packbits(mask).tobytes() for mask in masks))
+    if measure is not None:
+        measure(step)
+
+
+def _compile(
+    network: keras.Model, learning_rate: float, objective: Objective, devices: Devices
+) -> None:
     """Compile a network, and build now what Keras builds within the first step."""
-    optimizer = keras.optimizers.Adam(learning_rate)
-    network.compile(optimizer, loss=objective.loss, metrics=list(objective.metrics))
-    with network.distribute_strategy.scope():
+    with devices.scope():
+        optimizer = keras.optimizers.Adam(learning_rate)
+        if devices.precision == "mixed_float16":
+            optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+        network.compile(
+            optimizer,
+            loss=objective.loss,
+            metrics=list(objective.metrics),
+            jit_compile=devices.xla or None,
+        )
         # Later, it would have that step traced twice.
         optimizer.build(network.trainable_variables)
         # Later, a resumed run could not give the metrics what they held.
@@ -370,6 +426,7 @@ def _train(
     progress: Progress,
     size: tuple[int, int],
     callbacks: list[keras.callbacks.Callback],
+    devices: Devices,
     verbose: int,
 ) -> None:
     """Keras's `fit`, which begins where the progress says: within an epoch, or at its validation.
@@ -381,7 +438,11 @@ def _train(
     """
     batches, validation = streams
     steps, epochs = size
-    strategy = network.distribute_strategy
+    validation_steps = None
+    if isinstance(batches, Numbered) and isinstance(validation, Numbered):
+        # Of shared data, Keras cannot see the end.
+        validation_steps = len(list(validation.numbers(0)))
+        batches, validation = (each.shared(devices.parts) for each in (batches, validation))
     first = len(progress.history)
     every = keras.callbacks.CallbackList(
         callbacks,
@@ -392,10 +453,11 @@ def _train(
         steps=steps,
     )
     entered = functools.partial(batches, first * steps + progress.step)
-    with datasets(network, entered, validation) as (data, validation_data), strategy.scope():
+    with datasets(network, entered, validation) as (data, validation_data), devices.scope():
+        data, validation_data = map(devices.take, (data, validation_data))
         network.stop_training = False
         train_step = network.make_train_function()
-        iterator = iter(strategy.experimental_distribute_dataset(data))
+        iterator = iter(data)
         try:
             every.on_train_begin()
             for epoch in range(first, epochs):
@@ -409,7 +471,11 @@ def _train(
                     every.on_train_batch_end(step, logs)
                 row = network.get_metrics_result()
                 found = network.evaluate(
-                    validation_data, callbacks=every, return_dict=True, verbose=0
+                    validation_data,
+                    steps=validation_steps,
+                    callbacks=every,
+                    return_dict=True,
+                    verbose=0,
                 )
                 row |= {f"val_{name}": value for name, value in found.items()}
                 every.on_epoch_end(epoch, {name: float(value) for name, value in row.items()})

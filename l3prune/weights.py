@@ -34,6 +34,7 @@ def save_network(
     *,
     origin: Mapping[str, Any] | None = None,
     attachment: Mapping[str, np.ndarray] | None = None,
+    write: bool = True,
 ) -> None:
     """Write a checkpoint: `path` (.h5), its .json sidecar and, with masks, its .plan.npz.
 
@@ -49,6 +50,8 @@ def save_network(
         JSON values for the sidecar: command, seed, licence, …
     attachment : mapping of str to np.ndarray, or None
         Further arrays kept in the same file, such as the optimizer's state.
+    write : bool
+        False: only read the network, which the workers of a distributed run have to do together.
 
     Raises
     ------
@@ -84,6 +87,8 @@ def save_network(
             group = _create_group(file, "attachment")
             for name, array in attachment.items():
                 group.create_dataset(name, data=array)
+    if not write:
+        return
     content = memory.getvalue()
     plan_path = path.with_suffix(".plan.npz")
     if plan:

@@ -30,7 +30,7 @@ LEVELS = [
     {"networks", "channels"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
-    {"batches"},
+    {"batches", "devices"},
     {"weights", "gradual", "scan", "timing"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},

@@ -1,0 +1,307 @@
+"""On which devices and in which precision training computes, and what its workers agree on.
+
+A worker is a process. Each trains the same network on its part of every batch; gradients and
+BatchNorm's statistics are summed over all, so the run is that of one process with the whole batch,
+but for rounding. One of the workers, the chief, writes files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from l3prune import surgery
+from l3prune.arguments import DISTRIBUTE, PRECISIONS
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.layers import SharedBatchNormalization
+from l3prune.quiet import hushed
+
+#: A job's workers listen on a port of their own from here on, so that jobs can share a host.
+_FIRST_PORT, _PORTS = 20000, 10000
+
+#: What a worker sees of the end of another.
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What a run trains on; as it is, one device in float32.
+
+    Attributes
+    ----------
+    strategy : tf.distribute.Strategy or None
+    worker, workers : int
+        Which process this is, and how many there are.
+    precision : {"float32", "mixed_float16", "mixed_bfloat16"}
+        In which layers compute, of Keras. Weights and embeddings are float32 in any case.
+    xla : bool
+        Compile training steps by XLA.
+
+    Examples
+    --------
+    >>> Devices().replicas, Devices().chief
+    (1, True)
+    """
+
+    strategy: tf.distribute.Strategy | None = None
+    worker: int = 0
+    workers: int = 1
+    precision: str = "float32"
+    xla: bool = False
+
+    @property
+    def chief(self) -> bool:
+        """Whether this worker writes files."""
+        return self.worker == 0
+
+    @property
+    def replicas(self) -> int:
+        """On how many devices the network is trained at once."""
+        return 1 if self.strategy is None else int(self.strategy.num_replicas_in_sync)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Refuse training batches that have no equal parts.
+
+        Raises
+        ------
+        ParameterError
+            The message says which sizes have.
+        """
+        if batch_size % self.replicas:
+            near = max(1, round(batch_size / self.replicas)) * self.replicas
+            raise ParameterError(
+                f"training batches of {batch_size} have no equal parts for {self.replicas} devices;"
+                f" give a multiple of {self.replicas}, such as {near}"
+            )
+
+    def parts(self, count: int) -> list[slice]:
+        """Which of a batch's rows this worker's devices take, one slice for each device."""
+        local = self.replicas // self.workers
+        bounds = [count * number // self.replicas for number in range(self.replicas + 1)]
+        mine = range(self.worker * local, (self.worker + 1) * local)
+        return [slice(bounds[number], bounds[number + 1]) for number in mine]
+
+    def copy(self, network: keras.Model) -> keras.Model:
+        """The network as it is trained here: itself, or a copy on these devices.
+
+        In a copy for several devices BatchNorm takes its statistics of the whole batch. What gives
+        the network's output computes in float32 whatever the precision.
+        """
+        if self.strategy is None and self.precision == "float32":
+            return network
+        last = set(network.output_names)
+
+        def make(layer: keras.layers.Layer) -> keras.layers.Layer:
+            kind, config = type(layer), layer.get_config()
+            if self.precision != "float32" and layer.name not in last:
+                config["dtype"] = self.precision
+            if kind is keras.layers.BatchNormalization and self.replicas > 1:
+                kind = SharedBatchNormalization
+            return kind.from_config(config)
+
+        with self.scope():
+            copy = surgery.remade(network, make)
+            if self.workers > 1:
+                self.check_alike(
+                    "the network", repr([each.shape for each in copy.weights]).encode()
+                )
+                for layer in copy.layers:
+                    layer.set_weights(self.from_chief(layer.get_weights()))
+        return copy
+
+    def scope(self) -> contextlib.AbstractContextManager[Any]:
+        """Where variables are made, and used outside of training steps."""
+        return contextlib.nullcontext() if self.strategy is None else self.strategy.scope()
+
+    def take(self, dataset: tf.data.Dataset) -> Any:
+        """A dataset of this worker's parts, as Keras takes it."""
+        if self.strategy is None:
+            return dataset
+        return self.strategy.distribute_datasets_from_function(lambda context: dataset)
+
+    def total(self, values: np.ndarray) -> np.ndarray:
+        """Sums over the workers; all have to call this with arrays of one shape.
+
+        Parameters
+        ----------
+        values : np.ndarray
+            Summed up in float32.
+
+        Raises
+        ------
+        L3PruneError
+            A worker has ended.
+        """
+        if self.workers == 1 or self.strategy is None:
+            return np.asarray(values, np.float32)
+        given = tf.constant(values, tf.float32)
+        local = self.replicas // self.workers
+
+        def once(context: tf.distribute.ValueContext) -> tf.Tensor:
+            first = context.replica_id_in_sync_group % local == 0
+            return given if first else tf.zeros_like(given)
+
+        with self.watched():
+            each = self.strategy.experimental_distribute_values_from_function(once)
+            return self.strategy.reduce(tf.distribute.ReduceOp.SUM, each, axis=None).numpy()
+
+    def from_chief(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The chief's arrays; all workers have to call this with arrays of its shapes and types."""
+        if self.workers == 1 or not arrays:
+            return list(arrays)
+        flat = np.concatenate([np.ravel(array).astype(np.float32) for array in arrays])
+        flat = self.total(flat if self.chief else np.zeros_like(flat))
+        ends = np.cumsum([array.size for array in arrays])[:-1]
+        return [
+            part.reshape(array.shape).astype(array.dtype)
+            for part, array in zip(np.split(flat, ends), arrays, strict=True)
+        ]
+
+    def told_by_chief(self, text: str) -> str:
+        """The chief's text; all workers have to call this."""
+        content = np.frombuffer(text.encode(), np.uint8)
+        (size,) = self.from_chief([np.array([content.size])])[0]
+        padded = np.zeros(size, np.uint8)
+        padded[: content.size] = content[:size]
+        return self.from_chief([padded])[0].tobytes().decode()
+
+    def check_alike(self, what: str, content: bytes) -> None:
+        """Refuse to go on if the workers do not have the same; all have to call this.
+
+        Parameters
+        ----------
+        what : str
+            For the message.
+        content : bytes
+            What should be the same everywhere.
+
+        Raises
+        ------
+        L3PruneError
+        """
+        digest = np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8)
+        digest = digest.astype(np.float32)
+        sums, squares = self.total(np.stack([digest, digest**2]))
+        # Without variance all are alike. These are whole numbers, exact in float32.
+        if not np.array_equal(sums**2, squares * self.workers):
+            raise L3PruneError(
+                f"{what} is not the same for all {self.workers} workers; give them the same files "
+                "and the same versions of l3prune and TensorFlow"
+            )
+
+    def wait(self) -> None:
+        """Wait for the other workers, all of which have to call this."""
+        self.total(np.zeros(1))
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Tell the end of another worker in one line."""
+        try:
+            yield
+        except _LOST as error:
+            if self.workers == 1:
+                raise
+            raise L3PruneError(
+                f"worker {self.worker} of {self.workers} stops, since another one has ended: see "
+                "its own messages. The run can be continued from its latest checkpoint"
+            ) from error
+
+    def __str__(self) -> str:
+        kind = "" if self.precision == "float32" else f", {self.precision}"
+        kind += ", XLA" if self.xla else ""
+        return f"workers: {self.workers}, devices: {self.replicas}{kind}"
+
+
+def begin(distribute: str = "none", precision: str = "float32", xla: bool = False) -> Devices:
+    """Take the devices of this process, and with "multiworker" join the other ones.
+
+    To be called before anything else is computed.
+
+    Parameters
+    ----------
+    distribute : {"none", "mirrored", "multiworker"}
+        One device; all GPUs of this host (`tf.distribute.MirroredStrategy`); all GPUs of all
+        workers (`MultiWorkerMirroredStrategy`). Without GPUs, a process is one device. Who the
+        workers are says the variable TF_CONFIG, or else SLURM: each task of a step is one.
+    precision, xla
+        See `Devices`.
+
+    Raises
+    ------
+    ParameterError
+        A value that is not allowed, TF_CONFIG is no description of workers, or there is neither
+        TF_CONFIG nor SLURM.
+    L3PruneError
+        The workers cannot be reached.
+
+    Examples
+    --------
+    >>> begin(precision="mixed_bfloat16").precision
+    'mixed_bfloat16'
+    """
+    for name, value, allowed in (
+        ("distribute", distribute, DISTRIBUTE),
+        ("precision", precision, PRECISIONS),
+    ):
+        if value not in allowed:
+            raise ParameterError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
+    if distribute == "none":
+        return Devices(None, 0, 1, precision, xla)
+    with hushed():
+        if distribute == "mirrored":
+            return Devices(tf.distribute.MirroredStrategy(), 0, 1, precision, xla)
+        resolver = _resolver(os.environ)
+        try:
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+        except (tf.errors.OpError, RuntimeError, ValueError) as error:
+            raise L3PruneError(f"the workers cannot be reached: {error}") from error
+    workers = len(resolver.cluster_spec().as_dict()["worker"])
+    return Devices(strategy, resolver.task_id, workers, precision, xla)
+
+
+def _resolver(variables: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:
+    if variables.get("TF_CONFIG"):
+        _check_tf_config(variables["TF_CONFIG"])
+        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    if "SLURM_STEP_NUM_TASKS" not in variables or "SLURM_PROCID" not in variables:
+        raise ParameterError(
+            "--distribute multiworker needs to know its workers: start it in a SLURM job by srun, "
+            "or set TF_CONFIG"
+        )
+    workers = int(variables["SLURM_STEP_NUM_TASKS"])
+    return tf.distribute.cluster_resolver.SlurmClusterResolver(
+        jobs={"worker": workers},
+        port_base=_FIRST_PORT + int(variables["SLURM_JOB_ID"]) % _PORTS,
+        # Which GPUs a task sees, SLURM has settled; the resolver takes no less than one.
+        gpus_per_node=1,
+        gpus_per_task=1,
+        auto_set_gpu=False,
+    )
+
+
+def _check_tf_config(text: str) -> None:
+    try:
+        config = json.loads(text)
+        workers, task = config["cluster"]["worker"], config["task"]
+        if (
+            set(config["cluster"]) != {"worker"}
+            or not all(isinstance(each, str) and ":" in each for each in workers)
+            or task["type"] != "worker"
+            or not 0 <= int(task["index"]) < len(workers)
+        ):
+            raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ParameterError(
+            f"TF_CONFIG={text[:200]!r} does not describe workers; it should look like "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
+            '"task": {"type": "worker", "index": 0}}'
+        ) from None
