@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_tensorflow()
     import tf_keras as keras
 
+    from l3prune.batch_norm import measure_batch_norm
     from l3prune.networks import create_network, l3
-    from l3prune.training import environment, measure_batch_norm
+    from l3prune.training import environment
     from l3prune.weights import load_network, save_network
 
     corpus = make_corpus(

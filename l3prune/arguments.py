@@ -59,6 +59,7 @@ def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
     _budget_and_criterion(pruning)
     _retraining(group("retraining"))
     _changing_masks(group("masks that change in retraining; steps are batches"))
+    device_options(group("devices to retrain on"))
     running = group("running")
     running_options(running)
     running.add_argument(
@@ -328,16 +329,17 @@ def device_options(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--distribute",
-        choices=DISTRIBUTE,
+        metavar="WAY",
         default="none",
         help="mirrored: on all GPUs of this host; multiworker: on those of all tasks of a SLURM "
-        "step, or of what TF_CONFIG says. Batch sizes stay those of the whole (%(default)s)",
+        "step, or of the workers in TF_CONFIG; batches stay as large, and are shared (%(default)s)",
     )
     add(
         "--precision",
-        choices=PRECISIONS,
+        metavar="TYPE",
         default="float32",
-        help="in which layers compute; weights stay float32 (%(default)s)",
+        help=f"in which layers compute: {', '.join(PRECISIONS)}; weights stay float32 "
+        "(%(default)s)",
     )
     add("--xla", action="store_true", help="compile training steps by XLA")
 

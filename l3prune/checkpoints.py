@@ -49,7 +49,7 @@ class Progress:
     sums : list of np.ndarray
         What the metrics hold after these steps.
     data : dict
-        Numbers that the batches follow from: sizes, the seed.
+        What else a run's future depends on: sizes of batches and data, seed, precision.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     step: int = 0
     sums: list[np.ndarray] = field(default_factory=list)
-    data: dict[str, int] = field(default_factory=dict)
+    data: dict[str, int | str] = field(default_factory=dict)
 
 
 #: Of a run with several workers: seconds from one agreement to the next, about.
@@ -248,7 +248,7 @@ def restore(
     steps_per_epoch: int,
     pruner: MaskUpdate | None = None,
     final: int = 0,
-    data: Mapping[str, int] | None = None,
+    data: Mapping[str, int | str] | None = None,
 ) -> Progress:
     """Put the latest checkpoint of a run into a network and its optimizer.
 
@@ -336,12 +336,13 @@ def restore(
         )
     data = dict(data or {})
     # Checkpoints of earlier versions have none.
-    before = json.loads(state["data"].tobytes()) if "data" in state else data
+    before = json.loads(state["data"].tobytes()) if "data" in state else dict(data)
+    before.setdefault("precision", "float32")
     for name in data:
         if before.get(name) != data[name]:
             raise L3PruneError(
                 f"the run in {output_dir} was trained with {name}={before.get(name)}, not "
-                f"{data[name]}; continue it with its own data, batch size and seed"
+                f"{data[name]}; continue it with its own data, batch size, seed and precision"
             )
     take_weights(network, latest)
     for variable, value in zip(variables, slots, strict=True):

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from l3prune.arguments import DISTRIBUTE, PRECISIONS
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.layers import SharedBatchNormalization
 from l3prune.quiet import hushed
+from l3prune.runs import new_run_dir
 
 #: A job's workers listen on a port of their own from here on, so that jobs can share a host.
 _FIRST_PORT, _PORTS = 20000, 10000
@@ -117,6 +119,15 @@ class Devices:
                 for layer in copy.layers:
                     layer.set_weights(self.from_chief(layer.get_weights()))
         return copy
+
+    @contextlib.contextmanager
+    def new_run_dir(self, parent: Path, run_name: str | None = None) -> Iterator[Path]:
+        """The chief's new folder for a run, see `runs.new_run_dir`; all have to call this."""
+        with contextlib.ExitStack() as made:
+            run_dir = parent
+            if self.chief:
+                run_dir = made.enter_context(new_run_dir(parent, run_name))
+            yield Path(self.told_by_chief(str(run_dir)))
 
     def scope(self) -> contextlib.AbstractContextManager[Any]:
         """Where variables are made, and used outside of training steps."""
@@ -215,10 +226,12 @@ class Devices:
                 "its own messages. The run can be continued from its latest checkpoint"
             ) from error
 
-    def __str__(self) -> str:
-        kind = "" if self.precision == "float32" else f", {self.precision}"
-        kind += ", XLA" if self.xla else ""
-        return f"workers: {self.workers}, devices: {self.replicas}{kind}"
+    def told(self, batch_size: int) -> str:
+        """How batches of this size are shared, for people."""
+        return (
+            f"global batch {batch_size}: {self.workers} workers, {self.replicas} devices, "
+            f"{batch_size // self.replicas} each"
+        )
 
 
 def begin(distribute: str = "none", precision: str = "float32", xla: bool = False) -> Devices:
@@ -258,14 +271,22 @@ def begin(distribute: str = "none", precision: str = "float32", xla: bool = Fals
         return Devices(None, 0, 1, precision, xla)
     with hushed():
         if distribute == "mirrored":
-            return Devices(tf.distribute.MirroredStrategy(), 0, 1, precision, xla)
+            return _checked(Devices(tf.distribute.MirroredStrategy(), 0, 1, precision, xla))
         resolver = _resolver(os.environ)
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise L3PruneError(f"the workers cannot be reached: {error}") from error
     workers = len(resolver.cluster_spec().as_dict()["worker"])
-    return Devices(strategy, resolver.task_id, workers, precision, xla)
+    return _checked(Devices(strategy, resolver.task_id, workers, precision, xla))
+
+
+def _checked(devices: Devices) -> Devices:
+    if devices.xla and devices.replicas > 1 and not tf.config.list_physical_devices("GPU"):
+        raise ParameterError(
+            "XLA cannot share a step between processors without GPUs; leave out --xla"
+        )
+    return devices
 
 
 def _resolver(variables: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:
@@ -274,7 +295,7 @@ def _resolver(variables: Mapping[str, str]) -> tf.distribute.cluster_resolver.Cl
         return tf.distribute.cluster_resolver.TFConfigClusterResolver()
     if "SLURM_STEP_NUM_TASKS" not in variables or "SLURM_PROCID" not in variables:
         raise ParameterError(
-            "--distribute multiworker needs to know its workers: start it in a SLURM job by srun, "
+            "--distribute multiworker needs to know its workers: start it by srun in a SLURM job, "
             "or set TF_CONFIG"
         )
     workers = int(variables["SLURM_STEP_NUM_TASKS"])

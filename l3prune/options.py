@@ -42,7 +42,7 @@ _PLATEAU = ("plateau_patience", "plateau_factor")
 _RETRAINING = (
     *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
     *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
-    *("schedule", *_PLATEAU, "batch_norm"),
+    *("schedule", *_PLATEAU, "batch_norm", "distribute", "precision", "xla"),
 )
 
 

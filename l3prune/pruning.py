@@ -18,7 +18,6 @@ from l3prune.runs import (
     CONFIG,
     check_begun,
     check_file,
-    new_run_dir,
     subset_name,
     told,
     write_config,
@@ -76,6 +75,11 @@ def _measured(
 
     if wish is None or wish.budget is None or parse_budget(wish.budget).kind != "ms":
         return wish, None
+    if args.distribute == "multiworker":
+        raise ParameterError(
+            f"--budget {wish.budget} is measured, and each worker would find another; prune "
+            "without --retrain first, and then give the MACs that it found"
+        )
     if args.continue_model_dir is not None:
         record = Path(args.continue_model_dir) / CONFIG
         before = read_json(record) if record.is_file() else {}
@@ -109,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.pruning --help`."""
     args = parse(argv)
     load_tensorflow()
-    from l3prune import graph, schedules
+    from l3prune import devices, graph, schedules
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.plan import PruningPlan
     from l3prune.pruner import outcome, prune
@@ -117,9 +121,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.training import environment
     from l3prune.weights import save_network
 
+    # Before anything is computed.
+    here = devices.Devices()
+    if args.retrain:
+        here = devices.begin(args.distribute, args.precision, args.xla)
+        here.check_batch(args.train_batch_size)
+    args.quiet = args.quiet or not here.chief
     schedule = _mask_schedule(args)
     recipe = recipe_of(args)
-    way = (FineTuning if args.finetune or args.test_model else Distillation)(args)
+    way = (FineTuning if args.finetune or args.test_model else Distillation)(args, here)
     whole = way.whole
     wish, measured = _measured(args, whole, _wish(args, whole))
     pruned, plan, update, found = whole, PruningPlan({}), None, None
@@ -147,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             else:
                 _check_begun(run_dir, args)
         else:
-            run_dir = folders.enter_context(new_run_dir(_parent(args, whole.name), args.run_name))
+            parent = _parent(args, whole.name)
+            run_dir = folders.enter_context(here.new_run_dir(parent, args.run_name))
         if continued and not late:
             _check_continued(run_dir, way.begin(pruned, plan))
         way.open(cache_dir)
@@ -164,18 +175,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             _, update = schedules.begin(whole, wish, schedule, steps, recipe.epochs)
             update.epochs(steps, recipe.epochs)  # refuses a schedule that ends after the run
     begun = way.begin(pruned, plan)
-    if not continued:
-        save_network(begun, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
-    further = {"budget": found, "measured": measured}
-    write_config(
-        run_dir,
-        ["python", "-m", "l3prune.pruning", *(sys.argv[1:] if argv is None else argv)],
-        told(args),
-        environment(),
-        {name: asdict(value) for name, value in further.items() if value is not None},
-    )
-    if found is not None and found.note:
-        print(f"note: --budget {found.budget}: {found.note}", file=sys.stderr)
+    if here.chief:
+        if not continued:
+            save_network(begun, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
+        further = {"budget": found, "measured": measured}
+        write_config(
+            run_dir,
+            ["python", "-m", "l3prune.pruning", *(sys.argv[1:] if argv is None else argv)],
+            told(args),
+            environment(),
+            {name: asdict(value) for name, value in further.items() if value is not None},
+        )
+        if found is not None and found.note:
+            print(f"note: --budget {found.budget}: {found.note}", file=sys.stderr)
+    if here.strategy is not None and not args.quiet:
+        print(here.told(args.train_batch_size))
 
     states = [("unpruned", way.unpruned)]
     # Of a gradual schedule the student begins whole.
@@ -184,6 +198,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.retrain:
         student = way.begin(pruned, plan)
         history = way.train(student, run_dir, recipe, update, resumed)
+        if not here.chief:
+            here.wait()  # for the report: SLURM may end the other tasks soon after the first
+            return
         plot_history(history, run_dir / "history.png")
         states.append(("retrained", student))
         if schedule is not None:
@@ -197,6 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(plan)
     print(report)
     print(run_dir)
+    here.wait()
 
 
 def _parent(args: argparse.Namespace, model_name: str) -> Path:

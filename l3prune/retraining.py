@@ -15,6 +15,7 @@ from l3prune import avc, graph, models, surgery
 from l3prune.audio import find_audio, load_audio
 from l3prune.correspondence import correspondence, train_correspondence
 from l3prune.datasets.avc import open_pairs
+from l3prune.devices import Devices
 from l3prune.distillation import check_pair, distill, open_pair, unexplained_variance
 from l3prune.errors import ParameterError
 from l3prune.evaluation import embedding_mse
@@ -35,6 +36,8 @@ class Retraining(abc.ABC):
     ----------
     args : argparse.Namespace
         From `options.parse`.
+    devices : Devices or None
+        To train on; None is one device.
 
     Attributes
     ----------
@@ -57,8 +60,9 @@ class Retraining(abc.ABC):
     unpruned: keras.Model
     whole: keras.Model
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: argparse.Namespace, devices: Devices | None = None) -> None:
         self.args = args
+        self.devices = devices or Devices()
 
     @abc.abstractmethod
     def check(self, pruned: keras.Model) -> None:
@@ -147,8 +151,8 @@ class Distillation(Retraining):
     l3prune.errors.ParameterError: no such weight file: /nowhere.h5; published weights have ...
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
+    def __init__(self, args: argparse.Namespace, devices: Devices | None = None) -> None:
+        super().__init__(args, devices)
         # The data are sound, whatever the network in the file was trained on.
         model_type = MODEL_TYPES.get(args.model_type, args.model_type)
         self.unpruned = models.load_audio(args.weight_path, model_type, input="waveform")
@@ -221,6 +225,7 @@ class Distillation(Retraining):
             **self._sizes(),
             cache_dir=self._cache_dir,
             pruner=update,
+            devices=self.devices,
             resume=resumed,
             quiet=self.args.quiet,
         )
@@ -268,8 +273,8 @@ class FineTuning(Retraining):
     l3prune.errors.ParameterError: no such weight file: /nowhere.h5; published weights have ...
     """
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        super().__init__(args)
+    def __init__(self, args: argparse.Namespace, devices: Devices | None = None) -> None:
+        super().__init__(args, devices)
         self.unpruned = models.load(args.weight_path, "avc", input="waveform")
         self.whole = avc.audio_half(self.unpruned)
         wanted = MODEL_TYPES.get(args.model_type, args.model_type)
@@ -321,6 +326,7 @@ class FineTuning(Retraining):
             recipe=recipe,
             **self._sizes(),
             pruner=update,
+            devices=self.devices,
             resume=resumed,
             quiet=self.args.quiet,
         )

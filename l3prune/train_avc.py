@@ -9,7 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from l3prune.arguments import options_without_effect, running_options, training_options
+from l3prune.arguments import (
+    device_options,
+    options_without_effect,
+    running_options,
+    training_options,
+)
 from l3prune.checks import check_sizes
 from l3prune.errors import ParameterError, command
 from l3prune.options import MODEL_TYPES
@@ -17,7 +22,6 @@ from l3prune.quiet import load_tensorflow
 from l3prune.runs import (
     check_begun,
     check_run_name,
-    new_run_dir,
     subset_name,
     told,
     write_config,
@@ -78,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     training = parser.add_argument_group("training")
     training_options(training, epochs=150, learning_rate=1e-4, seed=20171021)
+    device_options(parser.add_argument_group("devices"))
     running_options(parser.add_argument_group("running"))
     options_without_effect(
         parser.add_argument_group("accepted from L3-Net's job lines, without effect")
@@ -147,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     check_run_name(args.run_name)
     load_tensorflow()
-    from l3prune import avc
+    from l3prune import avc, devices
     from l3prune.checkpoints import LATEST
     from l3prune.correspondence import (
         check_batch,
@@ -161,6 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.training import environment
     from l3prune.weights import save_network
 
+    # Before anything is computed.
+    here = devices.begin(args.distribute, args.precision, args.xla)
+    here.check_batch(args.train_batch_size)
+    args.quiet = args.quiet or not here.chief
     recipe = recipe_of(args)
     network = _network(args)
     _check_front_end(args, network)
@@ -188,11 +197,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             parent = Path(args.output_dir) / "embedding" / subset_name(args.train_data_dir)
             parent = parent / args.model_type
-            run_dir = folders.enter_context(new_run_dir(parent, args.run_name))
-        words = sys.argv[1:] if argv is None else argv
-        write_config(
-            run_dir, ["python", "-m", "l3prune.train_avc", *words], told(args), environment()
-        )
+            run_dir = folders.enter_context(here.new_run_dir(parent, args.run_name))
+        if here.chief:
+            words = sys.argv[1:] if argv is None else argv
+            write_config(
+                run_dir, ["python", "-m", "l3prune.train_avc", *words], told(args), environment()
+            )
+    if here.strategy is not None and not args.quiet:
+        print(here.told(args.train_batch_size))
     history = train_correspondence(
         network,
         train,
@@ -200,9 +212,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_dir,
         recipe=recipe,
         **sizes,
+        devices=here,
         resume=resumed,
         quiet=args.quiet,
     )
+    if not here.chief:
+        here.wait()  # for the report: SLURM may end the other tasks soon after the first
+        return
     plot_history(history, run_dir / "history.png")
     figures: dict[str, Any] = correspondence(
         network,
@@ -220,6 +236,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.to_json(run_dir / "report.json")
     print(report)
     print(run_dir)
+    here.wait()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune import __version__, graph
+from l3prune.batch_norm import measure_and_freeze, set_trainable, trained_norms
 from l3prune.batches import Batches, Inputs, Numbered, datasets, one_at_a_time
 from l3prune.checkpoints import (
     BEST,
@@ -162,7 +163,7 @@ def fit(
     *,
     objective: Objective = EMBEDDING,
     pruner: MaskUpdate | None = None,
-    data: Mapping[str, int] | None = None,
+    data: Mapping[str, int | str] | None = None,
     devices: Devices | None = None,
     resume: bool = False,
     quiet: bool = False,
@@ -198,8 +199,8 @@ def fit(
         look at the loss in the epoch in which the masks come to rest; and "freeze" measures the
         statistics again whenever masks have changed.
     data : dict or None
-        Numbers that the batches follow from, besides the recipe's seed: a run is continued with the
-        same ones only.
+        What the batches follow from, besides the recipe's seed: a run is continued with the same
+        only.
     devices : Devices or None
         None is one device in float32. With several, `batches` and `validation` are
         `batches.Numbered`, and all workers call this alike, with one `output_dir` that all see. A
@@ -248,12 +249,17 @@ def fit(
             raise ParameterError("the network is not on these devices; give devices.copy(network)")
     settled = final = 0
     if pruner is not None:
+        if devices.precision == "mixed_float16":
+            raise ParameterError(
+                "mixed_float16 leaves out steps whose gradients overflow, and masks change by the "
+                "count of steps; take mixed_bfloat16"
+            )
         pruner.set_model(network)
         settled, final = pruner.epochs(steps_per_epoch, recipe.epochs)
         pruner.training_batches = batches = one_at_a_time(batches)
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
-    norms = _trained_norms(network)
+    norms = trained_norms(network)
     try:
         with contextlib.ExitStack() as held:
             held.enter_context(devices.watched())
@@ -264,14 +270,14 @@ def fit(
             measure = None
             if recipe.batch_norm == "freeze":
                 count = min(steps_per_epoch, _CALIBRATION_BATCHES)
-                measure = functools.partial(_measure_and_freeze, network, norms, batches, count)
+                measure = functools.partial(measure_and_freeze, network, norms, batches, count)
                 if not resume:
                     measure(0)
-                _set_trainable(norms, False)
+                set_trainable(norms, False)
             if pruner is not None:
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
             _compile(network, recipe.learning_rate, objective, devices)
-            data = {"seed": recipe.seed, **(data or {})}
+            data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
             progress = Progress(data=data)
             if resume:
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
@@ -303,71 +309,10 @@ def fit(
                 streams, size = (batches, validation), (steps_per_epoch, recipe.epochs)
                 _train(network, streams, progress, size, callbacks, devices, verbose)
     finally:
-        _set_trainable(norms, True)
+        set_trainable(norms, True)
     with devices.watched():
         _take_best(network, output_dir, devices)
     return progress.history
-
-
-def measure_batch_norm(
-    network: keras.Model, batches: Iterator[tuple[Inputs, np.ndarray]], count: int
-) -> None:
-    """Set the BatchNorm statistics of a network to the means over some batches, in place.
-
-    Those of layers that are not trainable stay as they are.
-
-    Parameters
-    ----------
-    network : keras.Model
-    batches : iterator of (inputs, targets)
-        Inputs as the network takes them; targets are not looked at.
-    count : int
-        How many batches to take, at least 1.
-
-    Examples
-    --------
-    >>> from l3prune.networks import create_network
-    >>> network = create_network("sea64", input="log_mel", filters=[1] * 8)
-    >>> x = np.full((2, 64, 50, 1), -3, np.float32)
-    >>> measure_batch_norm(network, iter([(x, None)]), 1)
-    >>> network.get_layer("batch_normalization_1").moving_mean.numpy()
-    array([-3.], dtype=float32)
-    """
-    layers = _trained_norms(network)
-    momenta = [layer.momentum for layer in layers]
-    for number in range(count):
-        inputs, _ = next(batches)
-        for layer in layers:
-            layer.momentum = number / (number + 1)  # so that every batch counts alike
-        network(inputs, training=True)
-    for layer, momentum in zip(layers, momenta, strict=True):
-        layer.momentum = momentum
-
-
-def _trained_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
-    return [
-        layer
-        for layer in network.layers
-        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
-    ]
-
-
-def _measure_and_freeze(
-    network: keras.Model,
-    norms: list[keras.layers.BatchNormalization],
-    batches: Batches,
-    count: int,
-    first: int,
-) -> None:
-    _set_trainable(norms, True)  # or the batches would not count
-    measure_batch_norm(network, batches(first), count)
-    _set_trainable(norms, False)
-
-
-def _set_trainable(norms: list[keras.layers.BatchNormalization], trainable: bool) -> None:
-    # Keras: a BatchNorm that is not trainable runs in inference mode during training.
-    for layer in norms:
-        layer.trainable = trainable
 
 
 def _tensorboard(output_dir: Path) -> keras.callbacks.Callback:

@@ -7,13 +7,14 @@ import pytest
 import tf_keras as keras
 
 from l3prune import graph, surgery
+from l3prune.batch_norm import measure_batch_norm
 from l3prune.checkpoints import BEST, HISTORY, LATEST
 from l3prune.distillation import distill, open_pair
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.evaluation import Report, embedding_mse, measure
 from l3prune.networks import create_network, inference
 from l3prune.plan import plan_layerwise
-from l3prune.training import Recipe, fit, measure_batch_norm
+from l3prune.training import Recipe, fit
 from l3prune.weights import load_network, read_attachment
 from l3prune.windows import Resampled, open_windows
 

@@ -7,7 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from l3prune import graph, surgery, training
+from l3prune import graph, surgery
+from l3prune.batch_norm import measure_batch_norm
 from l3prune.checkpoints import BEST, HISTORY, LATEST, Keeper
 from l3prune.distillation import distill
 from l3prune.errors import L3PruneError, ParameterError
@@ -198,7 +199,7 @@ def test_frozen_statistics_are_those_of_the_pruned_network(whole):
         load_network(folder / "run" / f"model_checkpoint.{epoch:02d}.h5") for epoch in (2, 3)
     )
     network = surgery.apply_masks(network, graph.masks(later))
-    training.measure_batch_norm(network, noise(2 * STEPS), STEPS)
+    measure_batch_norm(network, noise(2 * STEPS), STEPS)
     for number in (1, 6, 8):
         name = f"batch_normalization_{number}"
         measured, stored = (each.get_layer(name).weights[2:] for each in (network, later))

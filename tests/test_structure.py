@@ -31,7 +31,7 @@ LEVELS = [
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices"},
-    {"weights", "gradual", "scan", "timing"},
+    {"weights", "gradual", "scan", "timing", "batch_norm"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},

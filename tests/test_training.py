@@ -5,13 +5,14 @@ import pytest
 
 from l3prune import graph
 from l3prune.avc import freeze_vision
+from l3prune.batch_norm import measure_batch_norm
 from l3prune.checkpoints import LATEST
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, prunable, sparsity_schedule
 from l3prune.networks import create_network
 from l3prune.networks.avc import PARTS, part_of
 from l3prune.rigl import RigL
-from l3prune.training import CORRESPONDENCE, Objective, Recipe, fit, measure_batch_norm
+from l3prune.training import CORRESPONDENCE, Objective, Recipe, fit
 from l3prune.weights import load_network
 
 
