@@ -59,6 +59,18 @@ pass_on() {
   kill -USR1 "$step" 2>/dev/null || true
 }
 
+# Has `run` start a task for each of the job's, which train together.
+share() {
+  local count=${SLURM_NTASKS:-${SLURM_JOB_NUM_NODES:-1}}
+  if [ "$count" -gt 1 ]; then
+    # Those that outlive one of them for a minute do not know that it is gone.
+    tasks=(--ntasks="$count" --wait=60)
+    distribute=(--distribute multiworker)
+  elif [ "${SLURM_GPUS_ON_NODE:-1}" -gt 1 ]; then
+    distribute=(--distribute mirrored)
+  fi
+}
+
 # Runs one command as a step of the job. A command that USR1 stopped queues the job again; what ends
 # otherwise ends the job with its exit code.
 run() { # COMMAND...
@@ -67,7 +79,7 @@ run() { # COMMAND...
   printf ' %q' "$@"
   printf '\n'
   [ -z "$asked" ] || requeue
-  srun "$@" </dev/null &
+  srun "${tasks[@]}" "$@" </dev/null &
   step=$!
   [ -z "$asked" ] || pass_on # told while it was being started
   while :; do
@@ -88,6 +100,10 @@ run() { # COMMAND...
 }
 
 asked='' cancelled='' trapped='' step=''
+# Unless they share, a command runs once, however many tasks the job has.
+tasks=(--nodes=1 --ntasks=1)
+# shellcheck disable=SC2034 # for the scripts
+distribute=()
 trap 'asked=1 trapped=1; [ -z "$step" ] || pass_on' USR1
 # Not passed on: SLURM tells the steps itself, and a srun that is told twice kills them.
 trap 'cancelled=1 trapped=1' TERM

@@ -167,6 +167,7 @@ class Keeper(keras.callbacks.Callback):
             write_table(self.output_dir / HISTORY, history)
         # Last: what was written before it is written again, alike, if the run dies here.
         self._save_latest(row)
+        self._next = 0  # there may be no later step
         self._is_time()
         self._stop_if_asked()
 

@@ -110,14 +110,13 @@ class Devices:
                 kind = SharedBatchNormalization
             return kind.from_config(config)
 
-        with self.scope():
+        # A variable is made by all workers together.
+        shapes = repr([(weight.name, weight.shape) for weight in network.weights])
+        self.check_alike("the network", shapes.encode())
+        with self.watched(), self.scope():
             copy = surgery.remade(network, make)
-            if self.workers > 1:
-                self.check_alike(
-                    "the network", repr([each.shape for each in copy.weights]).encode()
-                )
-                for layer in copy.layers:
-                    layer.set_weights(self.from_chief(layer.get_weights()))
+            for layer in copy.layers if self.workers > 1 else ():
+                layer.set_weights(self.from_chief(layer.get_weights()))
         return copy
 
     @contextlib.contextmanager

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import soundfile
 
-pytest.register_assert_rewrite("tests.commands", "tests.masked_training", "tests.packed_files")
+pytest.register_assert_rewrite(
+    "tests.commands", "tests.masked_training", "tests.packed_files", "tests.slurm.client"
+)
 
 
 def pytest_collection_modifyitems(items):
@@ -113,3 +115,12 @@ def place(tmp_path_factory, net):
     from tests.commands import Place
 
     return Place(tmp_path_factory.mktemp("place"), net)
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A SLURM of two hosts on this machine."""
+    from tests.slurm.client import running
+
+    with running() as cluster:
+        yield cluster

@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from l3prune import devices, graph
+from l3prune import checkpoints, devices, graph
 from l3prune.arguments import device_options
 from l3prune.batches import Numbered
 from l3prune.checkpoints import LATEST, Keeper
 from l3prune.errors import command
 from l3prune.gradual import GradualPruning, sparsity_schedule
+from l3prune.networks import create_network
 from l3prune.rigl import RigL
 from l3prune.training import Recipe, fit
 from tests.test_gradual_runs import student
@@ -42,6 +43,7 @@ def numbers(first):
 
 
 def tell_steps():
+    checkpoints._AGREE_EVERY = 0.1  # runs here take a second
     ended = Keeper.on_train_batch_end
 
     def told(self, batch, logs=None):
@@ -60,13 +62,16 @@ def main(argv=None):
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--batch-norm", default="train")
     parser.add_argument("--pruner", choices=sorted(PRUNERS))
+    parser.add_argument("--other-filters", action="store_true", help="of all but the chief")
     args = parser.parse_args(argv)
     (cpu,) = tf.config.list_physical_devices("CPU")
     logical = [tf.config.LogicalDeviceConfiguration()] * args.devices
     tf.config.set_logical_device_configuration(cpu, logical)
     here = devices.begin(args.distribute, args.precision, args.xla)
     network = student()
-    if not here.chief:  # whose weights are to count
+    if args.other_filters and not here.chief:
+        network = create_network("sea64", input="log_mel", filters=[4] * 7 + [3])
+    elif not here.chief:  # whose weights are to count
         network.get_layer("conv_1").kernel.assign_add(
             tf.ones_like(network.get_layer("conv_1").kernel)
         )

@@ -377,3 +377,27 @@ def test_inspect_finds_damage(folder, damage, message):
     report = inspect_shard(folder / "7_0_1.h5")
     assert message in report.damage
     assert report.pairs == 0
+
+
+def test_rows_that_nobody_asks_for_are_not_unpacked(tmp_path, monkeypatch):
+    """Workers that share batches each read a part of every block."""
+    path = tmp_path / "1_0_0.h5"
+    with new_shard(path, 6, 8000, {}) as file:
+        file["audio"][:] = np.arange(6)[:, None, None]
+    with h5py.File(tmp_path / "2_0_0.h5", "w") as file:  # of others, with chunks of four rows
+        audio = np.repeat(np.arange(6, dtype=np.int16), 8000).reshape(6, 1, 8000)
+        file.create_dataset("audio", data=audio, chunks=(4, 1, 8000))
+    taken = []
+    original = h5py.Dataset.__getitem__
+    monkeypatch.setattr(
+        h5py.Dataset,
+        "__getitem__",
+        lambda self, rows, *a: taken.append((rows.start, rows.stop)) or original(self, rows, *a),
+    )
+    for name, wanted in (("1_0_0.h5", [(1, 2), (3, 4), (4, 5)]), ("2_0_0.h5", [(0, 4), (4, 6)])):
+        rows = ShardRows([tmp_path / name], [audio_field(8000)])
+        taken.clear()
+        for indices in ([3, 1], [4, 1]):
+            read = rows.read(np.array(indices))["audio"]
+            assert read[:, 0, 0].tolist() == indices
+        assert taken == wanted

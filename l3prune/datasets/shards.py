@@ -38,7 +38,7 @@ METADATA: dict[str, Any] = {
     "video_time": np.float64,
 }
 
-#: So much of a shard is unpacked at once; two such blocks are kept.
+#: A block has so much of a shard; two are kept.
 BLOCK_BYTES = 2**26
 
 #: A file may have so many rows more than bytes of them.
@@ -261,7 +261,7 @@ class ShardRows:
             for start in range(0, count, length)
         ]
         self._ends = np.cumsum([stop - start for _, start, stop in self._blocks], dtype=np.int64)
-        self._open: dict[int, dict[str, np.ndarray]] = {}
+        self._open: dict[int, dict[str, _Unpacked]] = {}
         if not self._blocks:
             raise L3PruneError(f"{paths[0].parent} holds no windows: every shard is empty")
 
@@ -281,7 +281,7 @@ class ShardRows:
         for block in dict.fromkeys(blocks.tolist()):
             here = blocks == block
             rows = indices[here] - self._first(block)
-            for name, values in self._load(block).items():
+            for name, values in self._load(block, rows).items():
                 result[name][here] = values[rows]
         return result
 
@@ -305,20 +305,52 @@ class ShardRows:
     def _first(self, block: int) -> int:
         return int(self._ends[block - 1]) if block else 0
 
-    def _load(self, block: int) -> dict[str, np.ndarray]:
+    def _load(self, block: int, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """A block of which these rows, and the HDF5 chunks around them, are unpacked.
+
+        Workers that share batches need some rows of each block only, and shards of ours have a
+        chunk for each row.
+        """
+        shard, start, stop = self._blocks[block]
+        path = self._paths[shard]
         if block not in self._open:
             # A batch may touch the end of one block and the start of the next.
             while len(self._open) > 1:
                 del self._open[next(iter(self._open))]
-            shard, start, stop = self._blocks[block]
-            path = self._paths[shard]
+            self._open[block] = {
+                field.name: _Unpacked(start, np.empty((stop - start, *field.shape), field.dtype))
+                for field in self.fields
+            }
+        fields = self._open[block]
+        if not all(each.has[rows].all() for each in fields.values()):
             with _damage(path, "is damaged"), _opened(path) as file:
-                values = {field.name: file[field.name][start:stop] for field in self.fields}
-            labels = values.get("label", np.eye(2))
+                for name, each in fields.items():
+                    each.fill(file[name], rows)
+            labels = fields["label"].values[rows] if "label" in fields else np.eye(2)
             if not (np.isin(labels, (0, 1)).all() and (labels.sum(axis=1) == 1).all()):
+                del self._open[block]
                 raise L3PruneError(f"{path}: labels are not [mismatch, match], one of them 1")
-            self._open[block] = values
-        return self._open[block]
+        return {name: each.values for name, each in fields.items()}
+
+
+class _Unpacked:
+    """Rows of one field of a block, from a row of the shard on, and which of them are there."""
+
+    def __init__(self, first: int, values: np.ndarray):
+        self.first = first
+        self.values = values
+        self.has = np.zeros(len(values), bool)
+
+    def fill(self, dataset: Any, rows: np.ndarray) -> None:
+        """Unpack the rows that are missing of these, a chunk at a time."""
+        length = dataset.chunks[0] if dataset.chunks else dataset.shape[0]
+        missing = self.first + rows[~self.has[rows]]
+        for chunk in np.unique(missing // length):
+            begin = max(chunk * length, self.first)
+            end = min((chunk + 1) * length, self.first + len(self.values))
+            here = slice(begin - self.first, end - self.first)
+            self.values[here] = dataset[begin:end]
+            self.has[here] = True
 
 
 @dataclass(frozen=True)
@@ -366,8 +398,8 @@ def inspect_shard(path: str | os.PathLike[str]) -> ShardReport:
             metadata = set(METADATA) <= set(file)
         rows = ShardRows([path], pair_fields(sample_rate))
         matches = 0
-        for block in range(len(rows._blocks)):
-            matches += int(rows._load(block)["label"][:, 1].sum())
+        for _, start, stop in rows._blocks:
+            matches += int(rows.read(np.arange(start, stop))["label"][:, 1].sum())
     except L3PruneError as error:
         return ShardReport(path, damage=str(error))
     return ShardReport(path, len(rows), matches, sample_rate, metadata)
