@@ -49,7 +49,9 @@ def make(videos: str, folder: str, pairs: str, workers: str) -> dict[str, Any]:
     settings = Settings(samples=int(pairs), batch_size=256, sample_rate=RATE)
     start = time.perf_counter()
     make_shards(videos, folder, settings, workers=int(workers), quiet=True)
-    return {"pairs_per_second": int(pairs) / (time.perf_counter() - start)}
+    elapsed = time.perf_counter() - start
+    size = sum(path.stat().st_size for path in Path(folder).rglob("*.h5"))
+    return {"pairs_per_second": int(pairs) / elapsed, "bytes_per_pair": size / int(pairs)}
 
 
 def read(folder: str, part: str) -> dict[str, Any]:

@@ -11,6 +11,8 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -272,10 +274,13 @@ def begin(distribute: str = "none", precision: str = "float32", xla: bool = Fals
         if distribute == "mirrored":
             return _checked(Devices(tf.distribute.MirroredStrategy(), 0, 1, precision, xla))
         resolver = _resolver(os.environ)
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise L3PruneError(f"the workers cannot be reached: {error}") from error
+        if handler is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)  # TensorFlow's own would not end the process
     workers = len(resolver.cluster_spec().as_dict()["worker"])
     return _checked(Devices(strategy, resolver.task_id, workers, precision, xla))
 

@@ -1,6 +1,8 @@
 """Jobs on two hosts of a real SLURM: they train as one process does, and survive what happens."""
 
 import csv
+import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -85,7 +87,23 @@ def submitted(slurm, data):
 
 
 @pytest.fixture(scope="module")
-def distilled(slurm, data, submitted):
+def interrupted(slurm, data, submitted):
+    """One job is queued again and of another a worker is killed, both within the second epoch."""
+    for name in ("requeued", "killed"):
+        job = submitted[name]
+        end = time.monotonic() + 600
+        while not list((data / name).glob("embedding/*/*/*/run/history.csv")):
+            assert not set(slurm.states(job).values()) & ENDED, slurm.log(job)
+            assert time.monotonic() < end, slurm.log(job)
+            time.sleep(0.1)
+        if name == "requeued":
+            slurm.call("scontrol", "requeue", job)
+        else:
+            os.kill(task(job, 1), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def distilled(slurm, data, interrupted):
     """The folder of the distillation by one process."""
     line = ("l3prune.pruning", WEIGHTS, data / "music_train", data / "music_valid", data / "one")
     retrain = ("--retrain", "--layerwise", "--sparsity", *SPARSITY.split(), "--run-name", "run")
@@ -98,27 +116,17 @@ def run_folder(out):
     return config.parent
 
 
-def assert_same_curve(folder, whole):
-    """The loss to 1e-4. Of BatchNorm the moving means follow biases that rounding alone moves, so
+def assert_same_curve(folder, whole, close=1e-4):
+    """The training loss. Of BatchNorm the moving means follow biases that rounding alone moves, so
     what they serve, validation, is less equal."""
     curves = []
     for each in (folder, whole):
         with (each / "history.csv").open(newline="") as file:
             curves.append(list(csv.DictReader(file)))
     assert [row["epoch"] for row in curves[0]] == [str(number + 1) for number in range(EPOCHS)]
-    for name, close in (("loss", 1e-4), ("val_loss", 1e-2)):
+    for name, within in (("loss", close), ("val_loss", 1e-2)):
         found, wanted = ([float(row[name]) for row in curve] for curve in curves)
-        assert found == pytest.approx(wanted, rel=close), name
-
-
-def when(slurm, job, condition):
-    """Wait for a condition on a job that has not ended."""
-    end = time.monotonic() + 600
-    while not (found := condition()):
-        assert not set(slurm.states(job).values()) & ENDED, slurm.log(job)
-        assert time.monotonic() < end, slurm.log(job)
-        time.sleep(0.1)
-    return found
+        assert found == pytest.approx(wanted, rel=within), name
 
 
 def task(job, number):
@@ -135,28 +143,20 @@ def task(job, number):
     return None
 
 
-def test_a_requeued_job_of_two_hosts_has_the_curve_of_one_process(
-    slurm, data, submitted, distilled
-):
-    job = submitted["requeued"]
-    out = data / "requeued"
-    when(slurm, job, lambda: list(out.glob("embedding/*/*/*/run/history.csv")))
-    slurm.call("scontrol", "requeue", job)
+def test_a_requeued_job_of_two_hosts_has_the_curve_of_one(slurm, data, submitted, distilled):
+    job, out = submitted["requeued"], data / "requeued"
     log = slurm.completed(job)[job]
     assert "global batch 4: 2 workers, 2 devices, 2 each" in log
     assert log.count("+ python -m l3prune.pruning") == 2, log
-    assert log.count("interrupted: stopped by ") == 2, log  # of both workers
-    assert log.count("| retrained") <= 1, log  # the chief's table
+    assert log.count("interrupted: stopped by SIGTERM after ") == 2, log  # both workers
+    assert log.count("\nretrained") == 1, log  # the chief's table
     assert_same_curve(run_folder(out), distilled)
 
 
 def test_a_job_that_lost_a_worker_fails_and_goes_on_when_requeued(
     slurm, data, submitted, distilled
 ):
-    job = submitted["killed"]
-    out = data / "killed"
-    when(slurm, job, lambda: list(out.glob("embedding/*/*/*/run/history.csv")))
-    slurm.call("kill", "-KILL", task(job, 1))
+    job, out = submitted["killed"], data / "killed"
     slurm.failed(job, "error: worker 0 of 2 stops, since another one has ended")
     slurm.call("scontrol", "requeue", job)
     slurm.completed(job)
@@ -168,7 +168,9 @@ def test_training_on_two_hosts_has_the_curve_of_one_process(slurm, data, submitt
     line = ("l3prune.train_avc", data / "av_train", data / "av_valid", one, "--model-type", "sea64")
     local(slurm, *line, "--run-name", "run", *RECIPE, *SIZES, *SMALL)
     slurm.completed(submitted["avc"])
-    assert_same_curve(run_folder(data / "avc"), run_folder(one))
+    # Fresh networks on these small data are ill-conditioned: on one device, another order of the
+    # pairs within a batch changes its loss by 5e-4.
+    assert_same_curve(run_folder(data / "avc"), run_folder(one), close=5e-3)
     assert (run_folder(data / "avc") / "audio.h5").is_file()
 
 
@@ -190,8 +192,5 @@ def test_batches_that_cannot_be_shared_are_refused(slurm, data, submitted):
 
 
 def test_what_does_not_share_runs_once(slurm, submitted):
-    job = submitted["features"]
-    slurm.wait(job)
-    log = slurm.log(job)
-    assert "metadata" in log  # the message of one, about a folder that is no corpus
-    assert log.count("error: ") <= 2  # its own and srun's
+    (log,) = slurm.completed(submitted["features"]).values()
+    assert log.count("10 clips embedded into ") == 1, log
