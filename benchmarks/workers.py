@@ -1,6 +1,6 @@
 """Two workers against one: step times, what sharing a batch costs, and what an agreement does.
 
-    python benchmarks/workers.py [--networks mel256 sea64] [--batch-size 16] [--output FILE.json]
+    python benchmarks/workers.py [--networks mel256 sea64] [--batch-size 8] [--output FILE.json]
 
 Each worker is a process with one thread, as is the one that it is compared with; on two cores they
 take one each, and talk by way of the local network. "half" has the batch of one worker, so that
@@ -90,9 +90,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--networks", nargs="+", default=["mel256", "sea64"], help="(%(default)s)")
-    add("--batch-size", type=int, default=16, help="of one worker (%(default)s)")
-    add("--steps", type=int, default=6, help="timed in each turn (%(default)s)")
-    add("--rounds", type=int, default=3, help="(%(default)s)")
+    add("--batch-size", type=int, default=8, help="of one worker (%(default)s)")
+    add("--steps", type=int, default=4, help="timed in each turn (%(default)s)")
+    add("--rounds", type=int, default=2, help="(%(default)s)")
     add("--output", help="JSON file for the figures")
     add("--part", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
