@@ -201,6 +201,7 @@ def train(folder, precision="float32", **arguments):
     return network, history
 
 
+@pytest.mark.slow
 def test_half_precision_resumes_with_its_loss_scale(tmp_path):
     whole, history = train(tmp_path / "whole", "mixed_float16")
     train(tmp_path / "cut", "mixed_float16", epochs=1)
