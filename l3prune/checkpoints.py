@@ -194,7 +194,9 @@ class Keeper(keras.callbacks.Callback):
         if self._steps < self._next:
             return False
         elapsed = time.monotonic() - self._agreed
-        ahead = min(max(_AGREE_EVERY * self._steps / max(elapsed, 1e-3), 1), 1000)
+        # What one step took says little of what the next ones take.
+        most = 4 * self._steps
+        ahead = min(max(_AGREE_EVERY * self._steps / max(elapsed, 1e-3), 1), most)
         came = [self.signals.first is each for each in SIGNALS]
         # Clocks differ, so the chief's counts.
         mine = [late, int(ahead)] if self.devices.chief else [0, 0]

@@ -81,8 +81,8 @@ def train_correspondence(
     batch_size, validation_batch_size : int
         Pairs a step, on all devices together.
     train_epoch_size, validation_epoch_size : int or None
-        Batches an epoch; None takes every pair once. A shorter validation takes pairs evenly over
-        the data, the same in every epoch.
+        Batches an epoch; None takes as many as hold all pairs; see `distillation.distill`. A
+        shorter validation takes pairs evenly over the data, the same in every epoch.
     pruner : MaskUpdate or None
         Changes masks while the network is trained; see `training.fit`.
     devices : Devices or None

@@ -11,7 +11,10 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +32,9 @@ from l3prune.layers import SharedBatchNormalization
 from l3prune.quiet import hushed
 from l3prune.runs import new_run_dir
 
-#: A job's workers listen on a port of their own from here on, so that jobs can share a host.
-_FIRST_PORT, _PORTS = 20000, 10000
+#: Where the workers of a step listen: of so many ranges of ports from here on it takes one, with a
+#: port for each of its tasks on a host, so that steps and jobs can share hosts.
+_FIRST_PORT, _RANGES, _TASKS = 20000, 400, 24
 
 #: What a worker sees of the end of another.
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
@@ -200,11 +204,10 @@ class Devices:
         ------
         L3PruneError
         """
-        digest = np.frombuffer(hashlib.sha256(content).digest()[:16], np.uint8)
-        digest = digest.astype(np.float32)
-        sums, squares = self.total(np.stack([digest, digest**2]))
-        # Without variance all are alike. These are whole numbers, exact in float32.
-        if not np.array_equal(sums**2, squares * self.workers):
+        digits = np.array([int(digit, 16) for digit in hashlib.sha256(content).hexdigest()[:32]])
+        # Whole numbers, exact in float32 for thousands of workers.
+        sums, squares = self.total(np.stack([digits, digits**2])).astype(np.float64)
+        if not np.array_equal(sums**2, squares * self.workers):  # else there is no variance
             raise L3PruneError(
                 f"{what} is not the same for all {self.workers} workers; give them the same files "
                 "and the same versions of l3prune and TensorFlow"
@@ -219,8 +222,9 @@ class Devices:
         """Tell the end of another worker in one line."""
         try:
             yield
-        except _LOST as error:
-            if self.workers == 1:
+        except (*_LOST, tf.errors.InternalError) as error:
+            # An operation that only some of the workers began comes to the others as internal.
+            if self.workers == 1 or not (isinstance(error, _LOST) or "ollective" in str(error)):
                 raise
             raise L3PruneError(
                 f"worker {self.worker} of {self.workers} stops, since another one has ended: see "
@@ -235,7 +239,13 @@ class Devices:
         )
 
 
-def begin(distribute: str = "none", precision: str = "float32", xla: bool = False) -> Devices:
+def begin(
+    distribute: str = "none",
+    precision: str = "float32",
+    xla: bool = False,
+    *,
+    quiet: bool = False,
+) -> Devices:
     """Take the devices of this process, and with "multiworker" join the other ones.
 
     To be called before anything else is computed.
@@ -248,6 +258,8 @@ def begin(distribute: str = "none", precision: str = "float32", xla: bool = Fals
         workers are says the variable TF_CONFIG, or else SLURM: each task of a step is one.
     precision, xla
         See `Devices`.
+    quiet : bool
+        No line that says for whom this worker waits.
 
     Raises
     ------
@@ -270,19 +282,29 @@ def begin(distribute: str = "none", precision: str = "float32", xla: bool = Fals
             raise ParameterError(f"{name}={value!r}; allowed: {', '.join(map(repr, allowed))}")
     if distribute == "none":
         return Devices(None, 0, 1, precision, xla)
+    if distribute == "mirrored":
+        with hushed():
+            strategy = tf.distribute.MirroredStrategy()
+        return _checked(Devices(strategy, 0, 1, precision, xla))
+    worker, hosts = _workers(os.environ)
+    if not quiet:
+        print(f"worker {worker} of {len(hosts)} waits for all: {', '.join(hosts)}", file=sys.stderr)
+    handler = signal.getsignal(signal.SIGTERM)
     with hushed():
-        if distribute == "mirrored":
-            return _checked(Devices(tf.distribute.MirroredStrategy(), 0, 1, precision, xla))
-        resolver = _resolver(os.environ)
-        handler = signal.getsignal(signal.SIGTERM)
         try:
-            strategy = tf.distribute.MultiWorkerMirroredStrategy(resolver)
+            strategy = tf.distribute.MultiWorkerMirroredStrategy(
+                tf.distribute.cluster_resolver.SimpleClusterResolver(
+                    tf.train.ClusterSpec({"worker": hosts}), "", "worker", worker
+                )
+            )
         except (tf.errors.OpError, RuntimeError, ValueError) as error:
             raise L3PruneError(f"the workers cannot be reached: {error}") from error
-        if handler is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, handler)  # TensorFlow's own would not end the process
-    workers = len(resolver.cluster_spec().as_dict()["worker"])
-    return _checked(Devices(strategy, resolver.task_id, workers, precision, xla))
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # TensorFlow's own would not end the process
+    devices = Devices(strategy, worker, len(hosts), precision, xla)
+    step = [os.environ.get(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID")]
+    devices.check_alike("the job", repr([step, hosts]).encode())
+    return _checked(devices)
 
 
 def _checked(devices: Devices) -> Devices:
@@ -293,27 +315,50 @@ def _checked(devices: Devices) -> Devices:
     return devices
 
 
-def _resolver(variables: Mapping[str, str]) -> tf.distribute.cluster_resolver.ClusterResolver:
+def _workers(variables: Mapping[str, str]) -> tuple[int, list[str]]:
+    """Which worker this is, and the addresses of all.
+
+    Not by TensorFlow's `SlurmClusterResolver`: it sorts hosts as text, so that from node10 on tasks
+    take each other's places, and it refuses several tasks on a host without as many GPUs.
+    """
     if variables.get("TF_CONFIG"):
-        _check_tf_config(variables["TF_CONFIG"])
-        return tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    if "SLURM_STEP_NUM_TASKS" not in variables or "SLURM_PROCID" not in variables:
+        config = _tf_config(variables["TF_CONFIG"])
+        return int(config["task"]["index"]), list(config["cluster"]["worker"])
+    names = ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID")
+    if not {*names, "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE"} <= variables.keys():
         raise ParameterError(
             "--distribute multiworker needs to know its workers: start it by srun in a SLURM job, "
             "or set TF_CONFIG"
         )
-    workers = int(variables["SLURM_STEP_NUM_TASKS"])
-    return tf.distribute.cluster_resolver.SlurmClusterResolver(
-        jobs={"worker": workers},
-        port_base=_FIRST_PORT + int(variables["SLURM_JOB_ID"]) % _PORTS,
-        # Which GPUs a task sees, SLURM has settled; the resolver takes no less than one.
-        gpus_per_node=1,
-        gpus_per_task=1,
-        auto_set_gpu=False,
-    )
+    job, step, worker = (int(variables[name]) for name in names)
+    try:
+        shown = subprocess.run(
+            ["scontrol", "show", "hostnames", variables["SLURM_STEP_NODELIST"]],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise L3PruneError(
+            f"scontrol does not tell the hosts {variables['SLURM_STEP_NODELIST']}; set TF_CONFIG"
+        ) from error
+    first = _FIRST_PORT + (job + 7 * step) % _RANGES * _TASKS
+    counts = _tasks_per_host(variables["SLURM_STEP_TASKS_PER_NODE"])
+    # In the order that srun numbers tasks in, unless --distribution says otherwise.
+    return worker, [
+        f"{host}:{first + task}"
+        for host, count in zip(shown.split(), counts, strict=True)
+        for task in range(count)
+    ]
 
 
-def _check_tf_config(text: str) -> None:
+def _tasks_per_host(text: str) -> list[int]:
+    """SLURM's "2(x3),1" is 2, 2, 2, 1."""
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]
+
+
+def _tf_config(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
         workers, task = config["cluster"]["worker"], config["task"]
@@ -330,3 +375,4 @@ def _check_tf_config(text: str) -> None:
             '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
             '"task": {"type": "worker", "index": 0}}'
         ) from None
+    return config

@@ -95,8 +95,10 @@ def distill(
     batch_size, validation_batch_size : int
         Windows a step, on all devices together.
     train_epoch_size, validation_epoch_size : int or None
-        Batches an epoch; None takes every window once. A shorter validation takes windows evenly
-        over the data, always the same.
+        Batches an epoch; None takes as many as hold all windows. Training goes on from one pass
+        over the windows to the next where it stands, so that the last batch of the one may have
+        the first windows of the other. A shorter validation takes windows evenly over the data,
+        always the same.
     hop_size : float
         Seconds between the windows of an audio file.
     cache_dir : str or path-like, or None
@@ -173,6 +175,9 @@ def distill(
             check_pair(student, teacher, reduction)
         elif not isinstance(reduction, Reduction):
             reduction = fit_pca(train_targets, student.output_shape[1], seed=recipe.seed)
+            # On other processors the signs could be others.
+            mean, matrix = devices.from_chief([reduction.mean, reduction.matrix])
+            reduction = Reduction(kind, mean, matrix)
         apply = reduction.apply
         if devices.chief:
             reduction.save(output_dir / REDUCTION)

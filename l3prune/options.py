@@ -305,6 +305,11 @@ def _check_masks(args: argparse.Namespace) -> None:
         )
     if not args.retrain:
         raise ParameterError("--mask-schedule changes masks in retraining: give --retrain too")
+    if args.precision == "mixed_float16":
+        raise ParameterError(
+            "--precision mixed_float16 leaves out steps whose gradients overflow, and "
+            "--mask-schedule counts steps; take mixed_bfloat16"
+        )
     if args.filterwise or args.pattern is not None:
         raise ParameterError(
             "--mask-schedule is for --layerwise, --global-sparsity and budgets of weights, not for "

@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Before anything is computed.
     here = devices.Devices()
     if args.retrain:
-        here = devices.begin(args.distribute, args.precision, args.xla)
+        here = devices.begin(args.distribute, args.precision, args.xla, quiet=args.quiet)
         here.check_batch(args.train_batch_size)
     args.quiet = args.quiet or not here.chief
     schedule = _mask_schedule(args)
@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         folders.enter_context(new_folder(cache_dir))
         if continued:
             run_dir = Path(args.continue_model_dir)
-            resumed = _has_a_checkpoint(run_dir)
+            # The chief's word: a network file system shows the others a new file late.
+            resumed = here.told_by_chief("yes" if _has_a_checkpoint(run_dir) else "no") == "yes"
             if resumed:
                 _check_files(run_dir, schedule is not None)
             else:
@@ -197,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         states.append(("student" if wish is None else "pruned", begun))
     if args.retrain:
         student = way.begin(pruned, plan)
-        history = way.train(student, run_dir, recipe, update, resumed)
+        with here.watched():
+            history = way.train(student, run_dir, recipe, update, resumed)
         if not here.chief:
             here.wait()  # for the report: SLURM may end the other tasks soon after the first
             return

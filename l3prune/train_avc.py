@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.weights import save_network
 
     # Before anything is computed.
-    here = devices.begin(args.distribute, args.precision, args.xla)
+    here = devices.begin(args.distribute, args.precision, args.xla, quiet=args.quiet)
     here.check_batch(args.train_batch_size)
     args.quiet = args.quiet or not here.chief
     recipe = recipe_of(args)
@@ -193,7 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             run_dir = Path(args.continue_model_dir)
             names = ("model_type", "audio_filters", "vision_filters", "batch_norm")
             check_begun(run_dir, told(args), names)
-            resumed = (run_dir / LATEST).is_file()
+            # The chief's word: a network file system shows the others a new file late.
+            resumed = here.told_by_chief("yes" if (run_dir / LATEST).is_file() else "no") == "yes"
         else:
             parent = Path(args.output_dir) / "embedding" / subset_name(args.train_data_dir)
             parent = parent / args.model_type
@@ -205,17 +206,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
     if here.strategy is not None and not args.quiet:
         print(here.told(args.train_batch_size))
-    history = train_correspondence(
-        network,
-        train,
-        validation,
-        run_dir,
-        recipe=recipe,
-        **sizes,
-        devices=here,
-        resume=resumed,
-        quiet=args.quiet,
-    )
+    with here.watched():
+        history = train_correspondence(
+            network,
+            train,
+            validation,
+            run_dir,
+            recipe=recipe,
+            **sizes,
+            devices=here,
+            resume=resumed,
+            quiet=args.quiet,
+        )
     if not here.chief:
         here.wait()  # for the report: SLURM may end the other tasks soon after the first
         return

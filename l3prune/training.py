@@ -278,6 +278,7 @@ def fit(
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
             _compile(network, recipe.learning_rate, objective, devices)
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
+            devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)

@@ -93,10 +93,33 @@ def test_tf_config_is_looked_at(config, monkeypatch):
 
 
 def test_workers_that_nobody_names(monkeypatch):
-    for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
+    for name in ("TF_CONFIG", "SLURM_PROCID"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ParameterError, match="start it by srun in a SLURM job, or set TF_CONFIG"):
         devices.begin("multiworker")
+
+
+STEP = {
+    "SLURM_JOB_ID": "405",
+    "SLURM_STEP_ID": "1",
+    "SLURM_PROCID": "2",
+    "SLURM_STEP_NODELIST": "node[9-11]",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x2),1",
+}
+
+
+def test_workers_of_a_slurm_step(tmp_path, monkeypatch):
+    """In the order of hosts that SLURM has, not as text; a port for each task of a host."""
+    program = tmp_path / "scontrol"
+    program.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[9-11]" ] && seq -f node%g 9 11\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    ports = [20000 + 12 * 24 + task for task in (0, 1)]  # (405 + 7) % 400 is 12
+    both = [f"{host}:{port}" for host in ("node9", "node10") for port in ports]
+    assert devices._workers(STEP) == (2, [*both, f"node11:{ports[0]}"])
+    program.write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(L3PruneError, match=r"scontrol does not tell the hosts node\[9-11\]"):
+        devices._workers(STEP)
 
 
 def test_xla_is_not_for_several_processors():
@@ -192,8 +215,8 @@ def test_layers_compute_in_the_precision_and_weights_stay(precision):
     assert Devices().copy(network) is network
 
 
-def train(folder, precision="float32", **arguments):
-    here = Devices(precision=precision)
+def train(folder, precision="float32", xla=False, **arguments):
+    here = Devices(precision=precision, xla=xla)
     network = here.copy(student())
     recipe = Recipe(epochs=arguments.pop("epochs", 2), learning_rate=1e-3)
     streams = noise, validation
@@ -212,6 +235,13 @@ def test_half_precision_resumes_with_its_loss_scale(tmp_path):
     assert np.isfinite([row["loss"] for row in history]).all()
     masks = graph.masks(resumed)
     assert masks
+
+
+@pytest.mark.slow
+def test_xla_computes_the_same(tmp_path):
+    plain, compiled = (train(tmp_path / str(xla), xla=xla)[1] for xla in (False, True))
+    for one, other in zip(plain, compiled, strict=True):
+        assert one == pytest.approx(other, rel=1e-3)
 
 
 def test_a_run_keeps_its_precision(tmp_path):

@@ -16,6 +16,7 @@ WEIGHTS = ROOT / "models" / "l3_synthetic.h5"
 pytestmark = [pytest.mark.slow, pytest.mark.slurm]
 
 TWO = ("--nodes=2", "--ntasks-per-node=1")
+ONE_HOST = ("--nodes=1", "--ntasks=2", "--cpus-per-task=2")
 EPOCHS = 3
 SIZES = (
     *("--num-epochs", EPOCHS, "--train-batch-size", 4, "--train-epoch-size", 8),
@@ -67,7 +68,7 @@ def submitted(slurm, data):
     pairs["WEIGHTS"] = data / "avc/embedding/av/sea64/run/model_best_valid_loss.h5"
     jobs["finetune"] = slurm.submit(
         *("finetune-layerwise", *SIZES),
-        options=(*TWO, f"--dependency=afterok:{jobs['avc']}"),
+        options=(*ONE_HOST, f"--dependency=afterok:{jobs['avc']}"),
         **(pairs | {"OUT": data / "ft", "RUN_NAME": "run"}),
     )
     jobs["odd"] = slurm.submit(
@@ -174,7 +175,7 @@ def test_training_on_two_hosts_has_the_curve_of_one_process(slurm, data, submitt
     assert (run_folder(data / "avc") / "audio.h5").is_file()
 
 
-def test_fine_tuning_on_two_hosts_has_the_curve_of_one_process(slurm, data, submitted):
+def test_fine_tuning_by_two_tasks_of_a_host_has_the_curve_of_one_process(slurm, data, submitted):
     slurm.completed(submitted["avc"])
     weights = run_folder(data / "avc") / "model_best_valid_loss.h5"
     line = ("l3prune.pruning", weights, data / "av_train", data / "av_valid", data / "ft_one")
