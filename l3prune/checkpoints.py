@@ -188,8 +188,7 @@ class Keeper(keras.callbacks.Callback):
         """Whether to write a checkpoint now, for a signal too; what several workers agree on."""
         late = bool(self.minutes) and time.monotonic() - self._written >= 60 * self.minutes
         if self.devices.workers == 1:
-            self._signal = self.signals.first
-            return late or self._signal is not None
+            return late or self.signals.first is not None
         self._steps += 1
         if self._steps < self._next:
             return False
@@ -207,6 +206,8 @@ class Keeper(keras.callbacks.Callback):
         return bool(late) or self._signal is not None
 
     def _stop_if_asked(self) -> None:
+        if self.devices.workers == 1:
+            self._signal = self.signals.first  # it may have come in the middle of a checkpoint
         if self._signal is None:
             return
         # Whoever ends first may take the others with it, and the chief has written last.

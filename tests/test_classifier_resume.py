@@ -65,7 +65,7 @@ def assert_same(made, whole):
         assert made[0].arrays()[name].tobytes() == array.tobytes(), name
 
 
-@pytest.mark.parametrize("valid", [True, False])
+@pytest.mark.parametrize("valid", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_trainings_that_signals_end_go_on_exactly(valid, tmp_path, monkeypatch):
     """Ended within an epoch, with all its rows done, and between two; a look a chunk and one an
     epoch, five in all."""

@@ -186,8 +186,8 @@ def test_checkpoints_within_epochs_as_often_as_asked(tmp_path, monkeypatch):
     written = []
     save = checkpoints.save_network
 
-    def recorded(network, path, *, origin=None, attachment=None):
-        save(network, path, origin=origin, attachment=attachment)
+    def recorded(network, path, *, origin=None, **options):
+        save(network, path, origin=origin, **options)
         if path.name == LATEST:
             written.append((origin["epoch"], origin.get("step")))
 

@@ -117,6 +117,7 @@ def kill_often(folder, never_killed, kills, seed):
             killed += 1
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice(never_killed, tmp_path):
     kill_often(tmp_path, never_killed, kills=2, seed=1)
 
@@ -169,7 +170,8 @@ def test_the_command_is_killed_at_any_time(place, command_left_alone, tmp_path):
     assert (run_folder(tmp_path) / "report.json").read_text() == (whole / "report.json").read_text()
 
 
-@pytest.mark.parametrize("name", ["SIGUSR1", pytest.param("SIGTERM", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
 def test_the_command_ends_when_a_signal_asks_for_it(place, command_left_alone, tmp_path, name):
     process = go_on(place, tmp_path)
     latest = run_folder(tmp_path) / "model_latest.json"
