@@ -366,6 +366,6 @@ def options_without_effect(group: argparse._ArgumentGroup) -> None:
         add(*flags, action="store_true", help=argparse.SUPPRESS)
     group.description = (
         "--gsheet-id, --google-dev-app-name, --gpus, --log-path, --verbose, --no-logging, "
-        "--save-model: results are CSV and JSON, every model is saved, TensorFlow takes the "
-        "device that it sees"
+        "--save-model: results are CSV and JSON, every model is saved, and --distribute chooses "
+        "devices"
     )
