@@ -376,10 +376,10 @@ def test_resumed_runs_are_exact(uninterrupted, tmp_path, reduction, moment, monk
             raise KeyboardInterrupt
         end(self, epoch, logs)
 
-    def cut_save(network, path, *, origin=None, attachment=None):
+    def cut_save(network, path, *, origin=None, **options):
         if path.name == LATEST and origin["epoch"] == 3 and moment == "checkpoint":
             raise KeyboardInterrupt
-        save(network, path, origin=origin, attachment=attachment)
+        save(network, path, origin=origin, **options)
 
     def asked(self, batch, logs=None):
         if len(self.progress.history) == 2 and moment == "step":
