@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from l3prune.errors import command
 from l3prune.files import read_json
 
@@ -86,10 +88,18 @@ def study() -> str:
     needed = [
         f"{count * epoch / week:.0f} windows/s for {count} epochs" for count in (CONVERGED, MOST)
     ]
+    efficiency = next(
+        row["efficiency"]
+        for row in read_json(RESULTS / "workers.json")["rows"]
+        if row["network"] == "mel256" and row["way"] == "two workers, twice"
+    )
+    hosts = [count * epoch / week / (rate * efficiency) for count in (CONVERGED, MOST)]
     return (
         table(rows, ("part", "work", "measured", "takes"))
         + "\n\nTo be done in the seven days that EdgeL3's jobs had, retraining needs "
-        f"{needed[0]},\n{needed[1]}."
+        f"{needed[0]},\n{needed[1]}. Of hosts such as this one, without GPUs, it would take "
+        f"{np.ceil(hosts[0]):.0f} or {np.ceil(hosts[1]):.0f}, if\nefficiency stayed at the "
+        f"{efficiency:.2f} of two workers, which it will not."
     )
 
 
