@@ -98,6 +98,7 @@ BY_SCAN = ("--allocation", "sensitivity", "--sensitivity")
         (("--pattern", "2:4", "--mask-schedule", "rigl", "--retrain"), "not for --pattern"),
         (("--student", "sea64", "--mask-schedule", "rigl", "--retrain"), "needs a sparsity to co"),
         ((*GRADUAL_ONE, "rigl", "--begin-step", "3"), "begin_step is not for the mask schedule"),
+        ((*GRADUAL_ONE, "rigl", "--precision", "mixed_float16"), "take mixed_bfloat16"),
         ((*GRADUAL_ONE, "polynomial", "--frequency", "0"), "frequency=0 is not a whole number"),
         ((*GRADUAL_ONE, "polynomial", "--initial-sparsity", "60"), "initial_sparsity=0.6 is above"),
         ((*GRADUAL_ONE, "rigl", "--rigl-alpha", "2"), "alpha=2.0 is not a number in (0, 1]"),
