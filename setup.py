@@ -21,6 +21,11 @@ FULL = [
     "av>=17",  # PyAV: decodes and encodes videos without an ffmpeg program
     "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
 ]
+EXPORT = [
+    "ai-edge-litert>=2.0",  # runs LiteRT files: the interpreter that TensorFlow no longer brings
+    "onnx>=1.16",  # writes and checks ONNX files
+    "onnxruntime>=1.18",  # runs them
+]
 
 setup(
     name="l3prune",
@@ -48,6 +53,7 @@ setup(
     extras_require={
         "sparse": SPARSE,
         "full": [*SPARSE, *FULL],
+        "export": [*SPARSE, *FULL, *EXPORT],
         "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
     },
 )

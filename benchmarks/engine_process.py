@@ -94,7 +94,8 @@ def _litert(path: Path, batch: int, threads: int) -> Run:
 
 def _onnxruntime(path: Path, batch: int, threads: int) -> Run:
     import onnxruntime
-    from exports import BATCH
+
+    from l3prune.onnx_file import BATCH
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads

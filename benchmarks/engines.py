@@ -96,6 +96,8 @@ class Files:
 
     def path(self, model: Model, engine: Engine, batch: int) -> Path:
         """Where the engine finds the model. ImportError if a package to write it is missing."""
+        from l3prune import litert
+        from l3prune.onnx_file import write_onnx
         from l3prune.sparse import program_of
         from l3prune.sparse.packed import save_program
         from l3prune.weights import save_network
@@ -108,12 +110,13 @@ class Files:
         if ending == ".h5":
             save_network(network, path)
         elif ending.endswith(".tflite"):
-            exports.write_litert(network, path, batch, self._ranges if "int8" in ending else None)
+            values, ranges = ("int8", self._ranges) if "int8" in ending else ("float32", None)
+            path.write_bytes(litert.convert(network, values, windows=ranges, batch=batch))
         elif ending == ".int8.onnx":
             exports.quantise_onnx(self.path(model, _FLOAT_ONNX, batch), self._ranges, path)
         else:
             writers: dict[str, Callable[[Any, Path], Any]] = {
-                ".onnx": exports.write_onnx,
+                ".onnx": write_onnx,
                 ".param": exports.write_ncnn,
                 ".l3p": save_program,
             }

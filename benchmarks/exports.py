@@ -1,19 +1,15 @@
-"""A program of the sparse engine, or a Keras network, as the files that other engines read.
-
-Each takes and gives what the network does: (n, rows, columns, channels) float32, channels last.
-"""
+"""Files for the engines of the comparison that l3prune itself does not export to."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from l3prune.errors import ParameterError
 from l3prune.files import atomic_write
+from l3prune.onnx_file import walk
 from l3prune.sparse.plan import plan
 from l3prune.sparse.program import (
     Affine,
@@ -24,90 +20,6 @@ from l3prune.sparse.program import (
     Pooling,
     Program,
 )
-
-#: Of ONNX: old enough for every engine that is in use.
-_OPSET, _IR_VERSION = 17, 9
-
-#: Name of the ONNX input's first size, which an engine sets to the number of inputs at once.
-BATCH = "n"
-
-
-def write_onnx(program: Program, path: Path) -> None:
-    """Write an ONNX model: one transposition at the input, channels first behind it."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    nodes, arrays = [], []
-    maps = True  # whether the tensor has rows and columns
-    tensor = "input"
-
-    def add(kind: str, name: str, inputs: Sequence[str] = (), **attributes: Any) -> None:
-        nonlocal tensor
-        output = f"{name}_{kind}"
-        nodes.append(helper.make_node(kind, [tensor, *inputs], [output], **attributes))
-        tensor = output
-
-    def constant(name: str, array: np.ndarray) -> str:
-        arrays.append(numpy_helper.from_array(np.ascontiguousarray(array, np.float32), name))
-        return name
-
-    add("Transpose", "first", perm=[0, 3, 1, 2])
-    for step, size in zip(program.steps, sizes(program), strict=True):
-        name = step.name
-        if isinstance(step, Convolution):
-            kernel = constant(f"{name}_kernel", step.kernel.transpose(3, 2, 0, 1))
-            window = step.kernel.shape[:2]
-            add(
-                "Conv",
-                name,
-                [kernel, constant(f"{name}_bias", step.bias)],
-                kernel_shape=window,
-                strides=step.strides,
-                pads=_pads(size, window, step.strides, step.padding),
-            )
-        elif isinstance(step, Affine):
-            shape = (-1, 1, 1) if maps else (-1,)
-            add("Mul", name, [constant(f"{name}_scale", step.scale.reshape(shape))])
-            add("Add", name, [constant(f"{name}_offset", step.offset.reshape(shape))])
-        elif isinstance(step, Pooling):
-            add(
-                "MaxPool" if step.kind == "max" else "AveragePool",
-                name,
-                kernel_shape=step.size,
-                strides=step.strides,
-                pads=_pads(size, step.size, step.strides, step.padding),
-            )
-        elif isinstance(step, GlobalPooling):
-            add("GlobalMaxPool" if step.kind == "max" else "GlobalAveragePool", name)
-            add("Flatten", name)
-        elif isinstance(step, Flatten):
-            if size[0] * size[1] > 1:
-                add("Transpose", name, perm=[0, 2, 3, 1])
-            add("Flatten", name)
-        else:
-            matrix = constant(f"{name}_kernel", step.kernel)
-            add("Gemm", name, [matrix, constant(f"{name}_bias", step.bias)])
-        maps = maps and not isinstance(step, GlobalPooling | Flatten | Dense)
-        if isinstance(step, Convolution | Affine | Dense) and step.relu:
-            add("Relu", name)
-    if maps:
-        add("Transpose", "last", perm=[0, 2, 3, 1])
-    nodes[-1].output[0] = "output"
-    float32 = onnx.TensorProto.FLOAT
-    last = [BATCH, *("rows", "columns", "channels")] if maps else [BATCH, "values"]
-    graph = helper.make_graph(
-        nodes,
-        program.name,
-        [helper.make_tensor_value_info("input", float32, [BATCH, *program.shape])],
-        [helper.make_tensor_value_info("output", float32, last)],
-        arrays,
-    )
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION
-    )
-    onnx.checker.check_model(model, full_check=True)
-    with atomic_write(path) as temporary:
-        onnx.save(model, temporary)
 
 
 def quantise_onnx(path: Path, windows: np.ndarray, output: Path) -> None:
@@ -163,11 +75,10 @@ def write_ncnn(program: Program, path: Path) -> None:
     # Kernels have a word before them that tells their type: 0 is float32.
     plain = np.zeros(1, np.float32)
     maps = True
-    for step, size in zip(program.steps, sizes(program), strict=True):
+    for step, size, pads in walk(program):
         name = step.name.replace(" ", "_")
         if isinstance(step, Convolution):
             height, width, _, filters = step.kernel.shape
-            pads = _pads(size, (height, width), step.strides, step.padding)
             options: dict[int, int] = {0: filters, 1: width, 11: height, 6: step.kernel.size}
             options |= {3: step.strides[1], 13: step.strides[0], 5: 1, 9: int(step.relu)}
             options |= dict(zip((14, 4, 16, 15), pads, strict=True))
@@ -187,7 +98,7 @@ def write_ncnn(program: Program, path: Path) -> None:
         elif isinstance(step, GlobalPooling):
             add("Pooling", name, {0: int(step.kind == "average"), 4: 1})
         elif isinstance(step, Flatten):
-            if size[0] * size[1] > 1:
+            if len(size) == 3 and size[0] * size[1] > 1:
                 add("Permute", name, {0: 3})  # channels last
             add("Flatten", name, {})
         else:
@@ -206,29 +117,6 @@ def write_ncnn(program: Program, path: Path) -> None:
         temporary.write_bytes(b"".join(data))
 
 
-def write_litert(network: Any, path: Path, batch: int, windows: np.ndarray | None = None) -> None:
-    """Write a LiteRT model for so many inputs at once.
-
-    With `windows` it is quantised to int8 after training, activations and weights, with ranges as
-    these give them; its input and output remain float32.
-    """
-    import tensorflow as tf
-
-    shape = (batch, *network.input_shape[1:])
-    function = tf.function(
-        lambda inputs: network(inputs, training=False),
-        input_signature=[tf.TensorSpec(shape, tf.float32)],
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], network)
-    if windows is not None:
-        groups = windows[: len(windows) // batch * batch].reshape(-1, *shape)
-        converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        converter.representative_dataset = lambda: ([group] for group in groups)
-        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(converter.convert())
-
-
 def macs(program: Program) -> tuple[int, int]:
     """Multiply-accumulates for one input: of all weights, and of those that are not zero."""
     operations = plan(program, 4)  # the same in any layout
@@ -236,33 +124,3 @@ def macs(program: Program) -> tuple[int, int]:
         sum(operation.dense_macs for operation in operations),
         sum(operation.macs for operation in operations),
     )
-
-
-def sizes(program: Program) -> list[tuple[int, int]]:
-    """Rows and columns that each step takes; (1, 1) of vectors."""
-    rows, columns = program.shape[:2]
-    result = []
-    for step in program.steps:
-        result.append((rows, columns))
-        if isinstance(step, Convolution | Pooling):
-            window = step.kernel.shape[:2] if isinstance(step, Convolution) else step.size
-            pads = _pads((rows, columns), window, step.strides, step.padding)
-            rows = (rows + pads[0] + pads[2] - window[0]) // step.strides[0] + 1
-            columns = (columns + pads[1] + pads[3] - window[1]) // step.strides[1] + 1
-        elif isinstance(step, GlobalPooling | Flatten | Dense):
-            rows = columns = 1
-    return result
-
-
-def _pads(
-    size: Sequence[int], window: Sequence[int], strides: Sequence[int], padding: str
-) -> list[int]:
-    """Rows above, columns before, rows below, columns behind, as TensorFlow pads."""
-    if padding == "valid":
-        return [0, 0, 0, 0]
-    total = [
-        max((-(-length // stride) - 1) * stride + extent - length, 0)
-        for length, extent, stride in zip(size, window, strides, strict=True)
-    ]
-    before = [each // 2 for each in total]
-    return before + [each - half for each, half in zip(total, before, strict=True)]

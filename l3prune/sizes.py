@@ -6,12 +6,10 @@ import gzip
 import tempfile
 from pathlib import Path
 
-import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import surgery
+from l3prune import litert
 from l3prune.errors import ParameterError
-from l3prune.quiet import hushed
 from l3prune.sparse.convert import program_of
 from l3prune.sparse.packed import save_program
 from l3prune.weights import save_network
@@ -70,11 +68,5 @@ def litert_bytes(network: keras.Model) -> tuple[int, int]:
     >>> whole > gzipped
     True
     """
-    plain = surgery.behind_front_end(surgery.strip_masks(network))
-    function = tf.function(
-        lambda inputs: plain(inputs, training=False),
-        input_signature=[tf.TensorSpec((1, *plain.input_shape[1:]), tf.float32)],
-    ).get_concrete_function()
-    with hushed():  # it tells what it ignores
-        content = tf.lite.TFLiteConverter.from_concrete_functions([function], plain).convert()
+    content = litert.convert(network)
     return len(content), len(gzip.compress(content, mtime=0))

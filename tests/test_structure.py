@@ -22,7 +22,7 @@ LEVELS = [
     {"audio", "download", "curves", "runs", "interruption"},
     {"options"},
     {"plan", "datasets", "published", "sparse"},
-    {"windows", "filterwise", "patterns"},
+    {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation"},
     {"budget"},
     # Networks, read and written.
@@ -31,7 +31,7 @@ LEVELS = [
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices"},
-    {"weights", "gradual", "scan", "timing", "batch_norm"},
+    {"weights", "gradual", "scan", "timing", "batch_norm", "litert"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
