@@ -123,7 +123,8 @@ def convert(
         lambda waveform: _spectrogram(waveform, front_end),
         input_signature=[tf.TensorSpec((1, 1, front_end.sample_rate), tf.float32, name="waveform")],
     ).get_concrete_function()
-    return _joined(_converted(tf.lite.TFLiteConverter.from_concrete_functions([first])), content)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([first], tf.Module())
+    return _joined(_converted(converter), content)
 
 
 def front_end_of(network: keras.Model) -> FrontEnd:

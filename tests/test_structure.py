@@ -19,8 +19,17 @@ LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
     {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
-    {"audio", "download", "curves", "runs", "interruption"},
-    {"options"},
+    {
+        "audio",
+        "download",
+        "curves",
+        "runs",
+        "interruption",
+        "c_header",
+        "export_formats",
+        "model_card",
+    },
+    {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation"},
@@ -36,10 +45,10 @@ LEVELS = [
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
     {"distillation", "correspondence"},
-    {"evaluation", "embedding"},
+    {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "retraining"},
     {"openl3"},
-    {"pruning", "sensitivity", "compare", "train_avc", "avc_data", "__main__"},
+    {"pruning", "sensitivity", "compare", "train_avc", "avc_data", "export", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
@@ -171,6 +180,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.pruning",
         "l3prune.sensitivity",
         "l3prune.compare",
+        "l3prune.export",
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
         "l3prune.train_avc",
