@@ -88,12 +88,12 @@ FORMATS = {
         Format("saved-model", "saved-model", "float32", ".saved_model", 1e-4, "TensorFlow"),
         Format("litert-float32", "litert", "float32", ".float32.tflite", 1e-4, *_LITERT),
         Format("litert-float16", "litert", "float16", ".float16.tflite", 0.01, *_LITERT),
-        Format("litert-dynamic", "litert", "dynamic", ".dynamic.tflite", 0.15, *_LITERT),
-        Format("litert-int8", "litert", "int8", ".int8.tflite", 0.4, *_LITERT),
+        Format("litert-dynamic", "litert", "dynamic", ".dynamic.tflite", 0.1, *_LITERT),
+        Format("litert-int8", "litert", "int8", ".int8.tflite", 0.3, *_LITERT),
         Format("onnx", "onnx", "float32", ".onnx", 1e-4, "ONNX Runtime", ("onnx", "onnxruntime")),
         Format("sparse-float32", "sparse", "float32", ".float32.l3p", 1e-4, "l3prune.sparse"),
         Format("sparse-float16", "sparse", "float16", ".float16.l3p", 0.01, "l3prune.sparse"),
         Format("sparse-int8", "sparse", "int8", ".int8.l3p", 0.15, "l3prune.sparse"),
-        Format("c-header", "c-header", "int8", ".int8.h", 0.4, *_LITERT, inputs=(LOG_MEL,)),
+        Format("c-header", "c-header", "int8", ".int8.h", 0.3, *_LITERT, inputs=(LOG_MEL,)),
     )
 }

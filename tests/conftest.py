@@ -70,6 +70,29 @@ def tiny():
     return make_tiny()
 
 
+def make_pruned():
+    """A network with masks, whose kernels are large enough to be quantised."""
+    from l3prune.graph import conv_weights
+    from l3prune.networks import create_network
+    from l3prune.plan import plan_layerwise
+    from l3prune.surgery import apply_masks
+
+    network = create_network("sea64", filters=[8, 16, 16, 16, 24, 24, 16, 16])
+    rng = np.random.default_rng(1)
+    for weight in network.weights:
+        if "kernel" in weight.name:
+            weight.assign(rng.normal(0, np.sqrt(2 / np.prod(weight.shape[:-1])), weight.shape))
+        elif "moving_variance" in weight.name:
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+        elif "gamma" in weight.name:
+            # A scale may be negative; a zero behind it stays one.
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape) * rng.choice([-1, 1], weight.shape))
+    norm = network.get_layer("batch_normalization_1")
+    norm.moving_mean.assign([-30.0])
+    norm.moving_variance.assign([200.0])
+    return apply_masks(network, plan_layerwise(conv_weights(network), [0, *[0.6, 0.8] * 3, 0.9]))
+
+
 def chirp(seconds: float, sample_rate: int, low: float = 100.0, high: float = 3000.0):
     """A linear sweep, (samples,) float32."""
     time = np.arange(int(seconds * sample_rate)) / sample_rate
