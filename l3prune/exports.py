@@ -25,7 +25,7 @@ from l3prune import c_header, litert, onnx_file, surgery
 from l3prune.audio import FrontEnd, log_spectrogram
 from l3prune.download import git_blob_sha1
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.export_formats import LOG_MEL, WAVEFORM, Format
+from l3prune.export_formats import FORMATS, LOG_MEL, WAVEFORM, Format
 from l3prune.files import make_folder, read_json, write_json
 from l3prune.graph import conv_weights, count_kernel_weights
 from l3prune.models import locate
@@ -35,6 +35,7 @@ from l3prune.published import list_weights
 from l3prune.quiet import hushed
 from l3prune.sparse import SparseModel, program_of
 from l3prune.sparse.packed import save_program
+from l3prune.sparse.program import Program
 from l3prune.training import environment
 from l3prune.weights import fingerprint
 
@@ -232,8 +233,8 @@ def embedding_error(made: np.ndarray, wanted: np.ndarray) -> float:
 
     Examples
     --------
-    >>> embedding_error(np.array([[3.0, 4.0], [0.0, 6.0]]), np.array([[3.0, 4.0], [3.0, 4.0]]))
-    0.7211102550927979
+    >>> embedding_error(np.array([[3.0, 4.0], [3.0, 6.0]]), np.array([[3.0, 4.0], [3.0, 4.0]]))
+    0.4
     """
     if made.shape != wanted.shape or not np.isfinite(made).all():
         return float("inf")
@@ -382,13 +383,24 @@ def _write_saved_model(source: Source, form: Format, given: str, path: Path) -> 
     return {}
 
 
+def _program(source: Source, form: Format, given: str) -> Program:
+    try:
+        return program_of(source.plain(given))
+    except ParameterError as error:
+        others = [each.name for each in FORMATS.values() if each.kind in ("saved-model", "litert")]
+        raise ParameterError(
+            f"{form.name} is made from a program of the sparse engine: {error}; formats that take "
+            f"more: {', '.join(others)}"
+        ) from error
+
+
 def _write_onnx(source: Source, form: Format, given: str, path: Path) -> dict[str, Any]:
-    onnx_file.write_onnx(program_of(source.plain(given)), path)
+    onnx_file.write_onnx(_program(source, form, given), path)
     return {}
 
 
 def _write_sparse(source: Source, form: Format, given: str, path: Path) -> dict[str, Any]:
-    losses = save_program(program_of(source.plain(given)), path, form.values)
+    losses = save_program(_program(source, form, given), path, form.values)
     return {"rounded_to_zero": sum(loss.zeroed for loss in losses.values())}
 
 
