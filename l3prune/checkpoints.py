@@ -15,7 +15,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,50 @@ class Progress:
 
 #: Of a run with several workers: seconds from one agreement to the next, about.
 _AGREE_EVERY = 2.0
+
+
+class Disguised(keras.Model):
+    """A functional network that trains more than it shows: a student and what is beside it.
+
+    Whoever reads its layers or weights sees those that `show` was given, so that checkpoints hold
+    networks to be used. All other variables of it are kept beside them in the checkpoint; the
+    trainable variables are of both, without those of layers that are not trainable.
+
+    Examples
+    --------
+    >>> inputs = keras.Input((2,))
+    >>> first, second = keras.layers.Dense(3), keras.layers.Dense(4)
+    >>> network = Disguised(inputs, second(first(inputs)))
+    >>> network.show([first])
+    >>> len(network.layers), len(network.weights), len(network.trainable_weights)
+    (1, 2, 4)
+    """
+
+    def show(self, layers: list[keras.layers.Layer], still: Collection[int] = ()) -> None:
+        """Show these layers alone; variables whose `id` is in `still` are not for the optimizer."""
+        # Past Keras's own attributes, which would make the layers parts of the network once more.
+        object.__setattr__(self, "_shown", layers)
+        object.__setattr__(self, "_still", frozenset(still))
+
+    @property
+    def beside(self) -> list[Any]:
+        """Its variables that are in none of the layers that it shows."""
+        return _beside(self)
+
+    @property
+    def layers(self):
+        return self.__dict__.get("_shown") or super().layers
+
+    @property
+    def weights(self):
+        return [weight for layer in self.layers for weight in layer.weights]
+
+    @property
+    def trainable_weights(self):
+        still = self.__dict__.get("_still", frozenset()) | {
+            id(weight) for layer in self.layers if not layer.trainable for weight in layer.weights
+        }
+        return [weight for weight in super().trainable_weights if id(weight) not in still]
 
 
 class Keeper(keras.callbacks.Callback):
@@ -441,9 +485,10 @@ def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
 
 
 def _beside(network: keras.Model) -> list[Any]:
-    """The variables that a network trains and that are in none of its layers."""
+    """The variables that a network trains or keeps and that are in none of its layers."""
     own = {id(weight) for layer in network.layers for weight in layer.weights}
-    return [variable for variable in network.trainable_variables if id(variable) not in own]
+    every = [*network.trainable_variables, *network.non_trainable_variables]
+    return [variable for variable in every if id(variable) not in own]
 
 
 def _metric_weights(network: keras.Model) -> list[Any]:

@@ -1,7 +1,9 @@
-"""Keras layers: the masked convolution, BatchNorm over several devices, the log-mel front end."""
+"""Keras layers: the masked convolution and its mask as a constraint, BatchNorm over several
+devices, the log-mel front end."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 
 import numpy as np
@@ -149,6 +151,39 @@ class SharedBatchNormalization(keras.layers.BatchNormalization):
             moving.assign_sub((moving - value) * (1 - self.momentum))
         outputs = tf.nn.batch_normalization(x, mean, variance, self.beta, self.gamma, self.epsilon)
         return tf.cast(outputs, self.compute_dtype)
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class KeepZeros(keras.constraints.Constraint):
+    """A kernel's mask as its constraint, for layers that others build again from their configuration.
+
+    Parameters
+    ----------
+    mask : np.ndarray of bool
+        The kernel's shape, True = keep.
+
+    Examples
+    --------
+    >>> keep = KeepZeros(np.array([True, False]))
+    >>> KeepZeros.from_config(keep.get_config())(tf.constant([2.0, 3.0])).numpy()
+    array([2., 0.], dtype=float32)
+    """
+
+    def __init__(self, mask: np.ndarray):
+        self.mask = np.array(mask, bool)
+
+    def __call__(self, w):
+        return tf.where(self.mask, w, tf.zeros_like(w))
+
+    def get_config(self):
+        bits = base64.b64encode(np.packbits(self.mask).tobytes()).decode()
+        return {"shape": list(self.mask.shape), "bits": bits}
+
+    @classmethod
+    def from_config(cls, config):
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(config["bits"]), np.uint8))
+        count = int(np.prod(config["shape"]))
+        return cls(bits[:count].astype(bool).reshape(config["shape"]))
 
 
 @keras.utils.register_keras_serializable(package="l3prune")

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import tf_keras as keras
 
-from l3prune.checkpoints import BEST, LATEST, epochs_done, trained_beside
+from l3prune.checkpoints import BEST, LATEST, Disguised, epochs_done, trained_beside
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, read_json
 from l3prune.networks import attach_config, network_config
@@ -264,22 +264,6 @@ def unexplained(met: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.square(met - wanted).sum()) / variance
 
 
-class _Mapped(keras.Model):
-    """A student with a linear map behind it, to train: it computes and trains both.
-
-    Whoever reads its layers or weights sees the student alone, so that checkpoints hold networks
-    to be used, and the map beside them. Only the trainable variables have both.
-    """
-
-    @property
-    def layers(self):
-        return [layer for layer in super().layers if layer is not self.__dict__.get("map")]
-
-    @property
-    def weights(self):
-        return [weight for layer in self.layers for weight in layer.weights]
-
-
 def with_linear_map(student: keras.Model, targets: np.ndarray, seed: int) -> keras.Model:
     """A student with a linear map to the teacher's size behind it, for `training.fit`.
 
@@ -308,7 +292,8 @@ def with_linear_map(student: keras.Model, targets: np.ndarray, seed: int) -> ker
         dtype="float32",
         name="linear_map",
     )
-    mapped = _Mapped(student.inputs, dense(student.output), name=student.name)
+    mapped = Disguised(student.inputs, dense(student.output), name=student.name)
+    mapped.show(student.layers)
     # Past Keras's own attributes, which would make the map a layer once more.
     object.__setattr__(mapped, "map", dense)
     dense.bias.assign(np.asarray(targets, np.float32).mean(axis=0))
@@ -324,9 +309,10 @@ def trains_a_map(output_dir: Path) -> bool:
     False
     """
     latest = output_dir / LATEST
-    return (output_dir / LINEAR_MAP).is_file() or (
-        latest.is_file() and bool(trained_beside(latest))
-    )
+    if (output_dir / LINEAR_MAP).is_file():
+        return True
+    # What quantised students have beside them has other shapes.
+    return latest.is_file() and [each.ndim for each in trained_beside(latest)] == [2, 1]
 
 
 def restore_earlier_map(mapped: keras.Model, output_dir: Path) -> None:
