@@ -155,7 +155,7 @@ class SharedBatchNormalization(keras.layers.BatchNormalization):
 
 @keras.utils.register_keras_serializable(package="l3prune")
 class KeepZeros(keras.constraints.Constraint):
-    """A kernel's mask as its constraint, for layers that others build again from their configuration.
+    """A kernel's mask as its constraint, for layers that are built again from their config.
 
     Parameters
     ----------

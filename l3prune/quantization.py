@@ -374,7 +374,7 @@ def to_litert(quantized: Quantized) -> bytes:
         lambda maps: _compute(program, quantized.ranges, maps),
         input_signature=[tf.TensorSpec((1, *program.shape), tf.float32)],
     ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function])
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], quantized.network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     with hushed(), warnings.catch_warnings():  # it tells what it ignores
         warnings.simplefilter("ignore", UserWarning)
@@ -410,8 +410,13 @@ def litert_kernels(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
         ...
     l3prune.errors.L3PruneError: the content is no LiteRT file
     """
-    from ai_edge_litert.interpreter import Interpreter
-
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise L3PruneError(
+            "LiteRT files are read by ai-edge-litert, which is not installed: "
+            "pip install 'l3prune[export]'"
+        ) from error
     try:
         interpreter = Interpreter(model_content=content)
     except ValueError as error:
