@@ -9,6 +9,7 @@ import tf_keras as keras
 from l3prune import graph, plan, surgery
 from l3prune.checkpoints import BEST, LATEST
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.files import read_json
 from l3prune.layers import MaskedConv2D
 from l3prune.networks import create_network, inference
 from l3prune.quantization import (
@@ -22,6 +23,7 @@ from l3prune.quantization import (
     to_float16,
     to_litert,
 )
+from l3prune.quantize import main
 from l3prune.quantized_training import (
     clustering,
     distill_clustered,
@@ -512,6 +514,47 @@ def test_what_cannot_be_trained_is_said():
         clustering(network, 2)
     with pytest.raises(ParameterError, match="take reduction='pca'"):
         distill_quantized(network, network, "a", "b", "c", reduction="linear")
+
+
+# The command.
+
+
+def words_of(folder, sounds, weights, *more):
+    return [
+        *(str(weights), str(sounds), str(sounds), str(folder), "--run-name", "first"),
+        *("--num-epochs", "1", "--train-batch-size", "4", "--quiet", *more),
+    ]
+
+
+@pytest.mark.slow
+def test_the_command_writes_all_forms_and_a_report(sounds, tmp_path, capsys):
+    student = pruned()
+    save_network(student, tmp_path / "pruned.h5")
+    save_network(make_tiny(), tmp_path / "teacher.h5")
+    teacher = ("--teacher", str(tmp_path / "teacher.h5"))
+    words = words_of(tmp_path / "out", sounds, tmp_path / "pruned.h5", *teacher)
+    for scheme in ("qat", "clustered"):
+        assert main([*words, "--scheme", scheme, "--clusters", "5"]) in (0, None)
+    clustered = tmp_path / "out" / "quantized" / "sounds" / "clustered" / "first"
+    words = words_of(tmp_path / "out", sounds, clustered / "quantized.h5", *teacher)
+    assert main([*words, "--scheme", "clustered-qat"]) in (0, None)
+    for scheme in ("qat", "clustered-qat"):
+        folder = clustered.parent.parent / scheme / "first"
+        quantized = Quantized.load(folder / "quantized.h5")
+        assert (folder / "quantized.tflite").read_bytes() == to_litert(quantized)
+        assert graph.masks(quantized.network) == graph.masks(student)
+        row = read_json(folder / "report.json")[scheme]
+        assert row["packed_bytes"] == (folder / "quantized.l3p").stat().st_size
+        zeros = count_zeros(quantized.network).values()
+        assert row["rounded_to_zero"] == sum(len(each.rounded) for each in zeros)
+    # An ended run is found again.
+    before = (folder / "quantized.tflite").read_bytes()
+    again = [*words, "--scheme", "clustered-qat", "--continue-model-dir", str(folder)]
+    assert main(again) in (0, None)
+    assert (folder / "quantized.tflite").read_bytes() == before
+    capsys.readouterr()
+    assert main([*words, "--scheme", "qat", "--continue-model-dir", str(folder)]) == 2
+    assert "was begun with scheme='clustered-qat', not 'qat'" in capsys.readouterr().err
 
 
 # The published network.

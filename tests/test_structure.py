@@ -49,7 +49,16 @@ LEVELS = [
     {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "retraining"},
     {"openl3"},
-    {"pruning", "sensitivity", "compare", "train_avc", "avc_data", "export", "__main__"},
+    {
+        "pruning",
+        "sensitivity",
+        "compare",
+        "train_avc",
+        "avc_data",
+        "export",
+        "quantize",
+        "__main__",
+    },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
@@ -185,6 +194,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
         "l3prune.train_avc",
+        "l3prune.quantize",
         "l3prune.avc_data",
         "l3prune.avc_data subsets",
         "l3prune.avc_data shards",
