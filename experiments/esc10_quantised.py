@@ -85,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--sparsity", type=float, default=95, help="percent (%(default)s)")
     add("--fine-epochs", type=int, default=3, help="of each scheme (%(default)s)")
-    add("--fine-learning-rate", type=float, default=1e-4, help="of each scheme (%(default)s)")
+    add("--fine-learning-rate", type=float, default=3e-4, help="of each scheme (%(default)s)")
     add("--clusters", type=int, default=16, help="values of a layer (%(default)s)")
     add("--rounds", type=int, default=30, help="of the timing (%(default)s)")
     add("--mel256-filters", nargs=8, type=int, help="fewer filters, to try the script out")
@@ -179,7 +179,7 @@ def trained_rows(study: Study, network: Any, state: str, fold: int) -> dict[str,
             epochs=args.fine_epochs,
             learning_rate=args.fine_learning_rate,
             schedule="cosine",
-            batch_norm=args.batch_norm,
+            batch_norm="keep",
             checkpoint_interval=0,
         ),
         "batch_size": args.batch_size,

@@ -258,7 +258,8 @@ def training_options(
     add(
         "--batch-norm",
         default="train",
-        help="train; or freeze, which needs fewer steps (%(default)s)",
+        help="train; freeze, which needs fewer steps; or keep, to go on from a trained network "
+        "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
 

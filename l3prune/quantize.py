@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
     training = parser.add_argument_group("training")
     training_options(training, epochs=10, learning_rate=1e-4, seed=20180216)
+    parser.set_defaults(batch_norm="keep")
     running_options(parser.add_argument_group("running"))
     return parser
 

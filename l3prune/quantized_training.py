@@ -82,9 +82,11 @@ def distill_quantized(
     ----------
     student : keras.Model
         A pruned L3 network with masks, or any other; left as it is. What masks remove stays zero.
-    teacher, train, validation, output_dir, recipe, batch_size, hop_size, cache_dir
+    teacher, train, validation, output_dir, batch_size, hop_size, cache_dir
         See `distillation.distill`. The best epoch's checkpoint in `output_dir` has the weights
         before rounding.
+    recipe : Recipe or None
+        None takes EdgeL3's with batch_norm="keep", which is for a student that was distilled.
     clustered : bool
         The student comes from `distill_clustered`, and its kernels keep their few values.
     **options
@@ -117,7 +119,7 @@ def distill_quantized(
     >>> quantized.ranges.shape
     (9, 2)
     """
-    recipe = recipe or Recipe()
+    recipe = recipe or Recipe(batch_norm="keep")
     _check(student, teacher, options)
     trained, core = quantizing(student, clustered=clustered)
     _check_continued(trained, Path(output_dir), options)
@@ -155,13 +157,14 @@ def distill_clustered(
     output_dir: str | os.PathLike[str],
     *,
     clusters: int = 16,
+    recipe: Recipe | None = None,
     **options: Any,
 ) -> keras.Model:
     """Distil a network whose kernels have few values each, zero among them.
 
     Parameters
     ----------
-    student, teacher, train, validation, output_dir
+    student, teacher, train, validation, output_dir, recipe
         See `distill_quantized`.
     clusters : int
         Values of a layer's kernel, with zero, at least 3. A layer with fewer weights that are not
@@ -198,7 +201,8 @@ def distill_clustered(
     _check(student, teacher, options)
     trained, core = clustering(student, clusters)
     _check_continued(trained, Path(output_dir), options)
-    distill(trained, teacher, train, validation, output_dir, **options)
+    recipe = recipe or Recipe(batch_norm="keep")
+    distill(trained, teacher, train, validation, output_dir, recipe=recipe, **options)
     _take_best(trained, Path(output_dir))
     network = _plain_copy(trained, student)
     for wrapper in core.layers:

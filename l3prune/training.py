@@ -93,11 +93,12 @@ class Recipe:
         Epochs between numbered checkpoints; 0 for none.
     checkpoint_minutes : float
         Between checkpoints within an epoch, of which the latest is kept; 0 for none.
-    batch_norm : {"train", "freeze"}
+    batch_norm : {"train", "freeze", "keep"}
         "train" normalises by each batch and trains scale and shift, as EdgeL3. "freeze" first
         measures the statistics of the pruned network on training data, then trains the weights
         with BatchNorm as inference has it: what is trained is what is deployed, which wants far
-        fewer steps.
+        fewer steps. "keep" does so without the measurement, to go on from a network that was
+        trained: its weights are used to its statistics.
     seed : int
 
     Raises
@@ -149,8 +150,10 @@ class Recipe:
                 raise ParameterError(f"{name}={getattr(self, name)} is not a number ≥ 0")
         if not 0 < self.plateau_factor < 1:
             raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
-        if self.batch_norm not in ("train", "freeze"):
-            raise ParameterError(f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze'")
+        if self.batch_norm not in ("train", "freeze", "keep"):
+            raise ParameterError(
+                f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze', 'keep'"
+            )
 
 
 def fit(
@@ -268,7 +271,9 @@ def fit(
                 remove_remains(output_dir)
             signals = held.enter_context(noted())
             measure = None
-            if recipe.batch_norm == "freeze":
+            if recipe.batch_norm == "keep":
+                set_trainable(norms, False)
+            elif recipe.batch_norm == "freeze":
                 count = min(steps_per_epoch, _CALIBRATION_BATCHES)
                 measure = functools.partial(measure_and_freeze, network, norms, batches, count)
                 if not resume:

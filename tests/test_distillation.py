@@ -312,7 +312,7 @@ def test_networks_that_do_not_compare(tiny, sounds, tmp_path):
         ("checkpoint_minutes", float("inf"), "checkpoint_minutes=inf is not a number ≥ 0"),
         ("plateau_factor", 1.0, r"plateau_factor=1.0 is not in \(0, 1\)"),
         ("schedule", "step", "schedule='step'; allowed: 'plateau', 'cosine'"),
-        ("batch_norm", "drop", "batch_norm='drop'; allowed: 'train', 'freeze'"),
+        ("batch_norm", "drop", "batch_norm='drop'; allowed: 'train', 'freeze', 'keep'"),
         ("seed", -1, "seed=-1 is not a whole number"),
     ],
 )

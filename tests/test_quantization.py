@@ -1,5 +1,6 @@
 """float16, int8 and clustered networks: what is zero stays zero, in every form of a network."""
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -36,7 +37,7 @@ from l3prune.training import Recipe
 from l3prune.weights import load_network, read_attachment, save_network
 from tests.conftest import make_sounds, make_tiny
 
-RECIPE = Recipe(epochs=2, learning_rate=1e-2, checkpoint_interval=0)
+RECIPE = Recipe(epochs=2, learning_rate=1e-2, checkpoint_interval=0, batch_norm="keep")
 
 
 def pruned(sparsity=0.7):
@@ -428,6 +429,12 @@ def test_zeros_are_the_same_in_every_form_after_aware_distillation(aware, tmp_pa
     best = load_network(folder / BEST)
     assert not np.array_equal(best.get_layer("conv_2").kernel, student.get_layer("conv_2").kernel)
     assert_zeros_everywhere(graph.masks(student), best, quantized, tmp_path)
+    for layer in student.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # batch_norm="keep"
+            for before, after in zip(
+                layer.get_weights(), best.get_layer(layer.name).get_weights(), strict=True
+            ):
+                assert np.array_equal(before, after), layer.name
     assert all(
         isinstance(quantized.network.get_layer(name), MaskedConv2D) for name in graph.masks(student)
     )
@@ -459,7 +466,7 @@ def test_a_resumed_aware_run_ends_with_the_same_bits(aware, sounds, tmp_path):
             sounds,
             sounds,
             tmp_path,
-            recipe=Recipe(epochs=epochs, learning_rate=1e-2, checkpoint_interval=0),
+            recipe=dataclasses.replace(RECIPE, epochs=epochs),
             batch_size=4,
             resume=epochs > 1,
             quiet=True,
