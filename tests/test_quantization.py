@@ -429,6 +429,7 @@ def test_zeros_are_the_same_in_every_form_after_aware_distillation(aware, tmp_pa
     best = load_network(folder / BEST)
     assert not np.array_equal(best.get_layer("conv_2").kernel, student.get_layer("conv_2").kernel)
     assert_zeros_everywhere(graph.masks(student), best, quantized, tmp_path)
+    assert (quantized.ranges[1:, 0] == 0).all()  # behind ReLU; tfmot would begin with -6
     for layer in student.layers:
         if isinstance(layer, keras.layers.BatchNormalization):  # batch_norm="keep"
             for before, after in zip(
@@ -454,7 +455,7 @@ def test_what_was_trained_is_what_is_deployed(aware):
     found = run_litert(to_litert(quantized), maps)
     step_of_embedding = (quantized.ranges[-1, 1] - quantized.ranges[-1, 0]) / 255
     # tfmot rounds kernels by the ranges of the step before, and halves another way.
-    assert np.abs(found - inference(trained)(given)).max() <= 4 * step_of_embedding
+    assert np.abs(found - inference(trained)(given)).max() <= 6 * step_of_embedding
 
 
 def test_a_resumed_aware_run_ends_with_the_same_bits(aware, sounds, tmp_path):
