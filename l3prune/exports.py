@@ -418,7 +418,7 @@ def _write_header(source: Source, form: Format, given: str, path: Path) -> dict[
     name = _array_name(path)
     c_header.write_header(content, path, name, constants, [kind for kind, _ in operators])
     compiled = c_header.compiled_bytes(path, name)
-    if content not in (compiled, c_header.read_header(path)):
+    if compiled not in (None, content) or c_header.read_header(path) != content:
         raise L3PruneError(f"{path.name}: the header does not hold the network's bytes")
     return {**facts, "array": name, "compiled": compiled is not None}
 
