@@ -21,6 +21,7 @@ LEVELS = [
     {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
     {
         "audio",
+        "log_mel",
         "download",
         "curves",
         "runs",
