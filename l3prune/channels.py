@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.errors import ParameterError
-from l3prune.layers import LogMelSpectrogram
+from l3prune.layers import FrontEndLayer
 
 _LAYERS = keras.layers
 
@@ -246,7 +246,7 @@ class _Tracer:
             out = self._pass(layer, ids, name)
         elif isinstance(layer, _LAYERS.Flatten | _LAYERS.Reshape):
             out = self._reshape(node, ids, name)
-        elif isinstance(layer, LogMelSpectrogram):
+        elif isinstance(layer, FrontEndLayer):
             out = self.new(1)
             self.pin(out, f"they are the output of {name}")
         elif isinstance(layer, _NEEDS_ALL):

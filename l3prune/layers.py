@@ -186,8 +186,41 @@ class KeepZeros(keras.constraints.Constraint):
         return cls(bits[:count].astype(bool).reshape(config["shape"]))
 
 
+class FrontEndLayer(keras.layers.Layer):
+    """What turns waveforms into maps within a network: fixed, of float32 under any precision.
+
+    What is behind it can be trained on maps that are computed once; see `surgery.behind_front_end`.
+    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32. It has no
+    weights and passes no gradient to the waveform. Derived layers have `sample_rate`, in Hz.
+
+    Examples
+    --------
+    >>> issubclass(LogMelSpectrogram, FrontEndLayer)
+    True
+    """
+
+    sample_rate: int
+
+    def unnormalised(self) -> FrontEndLayer:
+        """The layer without what it has from training data; itself if that is nothing."""
+        return self
+
+    def normalise(self, maps: np.ndarray) -> np.ndarray:
+        """Maps of the `unnormalised` layer as this one gives them."""
+        return maps
+
+    def __init__(self, **kwargs):
+        # Half precision would round the waveform to 11 bits before the transform.
+        super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["trainable"]
+        return config
+
+
 @keras.utils.register_keras_serializable(package="l3prune")
-class LogMelSpectrogram(keras.layers.Layer):
+class LogMelSpectrogram(FrontEndLayer):
     """The log-spectrogram front end as a layer without weights; see `audio.log_spectrogram`.
 
     Input (batch, 1, samples) float in [-1, 1], output (batch, bands, frames, 1) float32 in
@@ -207,8 +240,8 @@ class LogMelSpectrogram(keras.layers.Layer):
     """
 
     def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=KAPRE_0_1, **kwargs):
-        # Half precision would round the waveform to 11 bits before the transform.
-        super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
+        super().__init__(**kwargs)
+        self.sample_rate = sample_rate
         self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, form)
 
     def call(self, inputs):
@@ -236,10 +269,8 @@ class LogMelSpectrogram(keras.layers.Layer):
 
     def get_config(self):
         front_end = self.front_end
-        config = super().get_config()
-        del config["trainable"]
         return {
-            **config,
+            **super().get_config(),
             "sample_rate": front_end.sample_rate,
             "n_dft": front_end.n_dft,
             "hop_length": front_end.hop_length,
