@@ -188,23 +188,30 @@ class KeepZeros(keras.constraints.Constraint):
 
 
 class FrontEndLayer(keras.layers.Layer):
-    """A front end as a layer: waveforms (batch, 1, samples) to maps, without weights.
+    """What turns waveforms into maps within a network: fixed, of float32 under any precision.
 
-    It computes in float32/float64 under any mixed-precision policy: half precision would round the
-    waveform to 11 bits before the transform. Masks, surgery and training begin behind it.
-
-    Parameters
-    ----------
-    **kwargs
-        As `keras.layers.Layer`, without `dtype` and `trainable`.
+    What is behind it can be trained on maps that are computed once; see `surgery.behind_front_end`.
+    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32. It has no
+    weights and passes no gradient to the waveform. Derived layers have `sample_rate`, in Hz.
 
     Examples
     --------
-    >>> LogMelSpectrogram(8000, 1024, 160, 64, dtype="float16").dtype
-    'float32'
+    >>> issubclass(LogMelSpectrogram, FrontEndLayer)
+    True
     """
 
+    sample_rate: int
+
+    def unnormalised(self) -> FrontEndLayer:
+        """The layer without what it has from training data; itself if that is nothing."""
+        return self
+
+    def normalise(self, maps: np.ndarray) -> np.ndarray:
+        """Maps of the `unnormalised` layer as this one gives them."""
+        return maps
+
     def __init__(self, **kwargs):
+        # Half precision would round the waveform to 11 bits before the transform.
         super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
 
     def get_config(self):
@@ -234,6 +241,7 @@ class LogMelSpectrogram(FrontEndLayer):
 
     def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=KAPRE_0_1, **kwargs):
         super().__init__(**kwargs)
+        self.sample_rate = sample_rate
         self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, form)
 
     def call(self, inputs):
@@ -300,6 +308,7 @@ class ClipLogMel(FrontEndLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.sample_rate = sample_rate
         self.front_end = LogMel(sample_rate, n_dft, hop_length, n_mels, low, high)
 
     def call(self, inputs):
