@@ -21,6 +21,7 @@ LEVELS = [
     {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
     {
         "audio",
+        "labels",
         "download",
         "curves",
         "runs",
