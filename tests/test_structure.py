@@ -22,6 +22,7 @@ LEVELS = [
     {
         "audio",
         "log_mel",
+        "labels",
         "download",
         "curves",
         "runs",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from l3prune.errors import ParameterError
+from l3prune.labels import Labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,9 @@ class NetworkConfig:
         One of `list_networks()`.
     arguments : dict
         Keyword arguments for `create_network`, all JSON values.
+    labels : tuple of str
+        Names of the classes that its outputs stand for, in their order; empty where they stand
+        for none, or it is not known. See `set_labels`.
 
     Examples
     --------
@@ -42,6 +46,7 @@ class NetworkConfig:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = field(default=(), repr=False)  # there may be hundreds
 
 
 def network(
@@ -166,6 +171,32 @@ def network_config(built) -> NetworkConfig:
     return config
 
 
+def set_labels(built, names: Sequence[str]):
+    """Name the classes that a network's outputs stand for; gives `built` back.
+
+    Its weight file keeps the names, and so does surgery; `network_config(built).labels` has them.
+
+    Raises
+    ------
+    ParameterError
+        No output has as many values as there are names, or a name occurs twice.
+
+    Examples
+    --------
+    >>> named = set_labels(create_network("sea64"), [f"sound {number}" for number in range(64)])
+    >>> network_config(named).labels[:2]
+    ('sound 0', 'sound 1')
+    """
+    labels = Labels(tuple(names))
+    sizes = [output.shape[-1] for output in built.outputs]
+    if len(labels.names) not in sizes:
+        raise ParameterError(
+            f"{len(labels.names)} labels for network {built.name}, whose outputs have "
+            f"{' and '.join(map(str, sizes))} values; give one for each value"
+        )
+    return attach_config(built, replace(network_config(built), labels=labels.names))
+
+
 def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
     """What rebuilds a network that has lost filters since it was built from `config`.
 
@@ -179,7 +210,7 @@ def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
     arguments = {**config.arguments, **widths(built)}
     if "embedding_size" in arguments:
         arguments["embedding_size"] = built.output_shape[1]
-    return NetworkConfig(config.name, arguments)
+    return replace(config, arguments=arguments)
 
 
 def claimed_widths(config: NetworkConfig) -> tuple[int, ...] | None:
