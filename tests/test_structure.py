@@ -42,7 +42,7 @@ LEVELS = [
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices"},
-    {"weights", "gradual", "scan", "timing", "batch_norm", "litert"},
+    {"weights", "gradual", "scan", "timing", "batch_norm", "litert", "panns"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
