@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,6 +37,9 @@ class ConvWeights:
 
 Criterion = Callable[[ConvWeights], np.ndarray]
 
+#: As it is decorated: some take options too.
+_Function = TypeVar("_Function", bound=Criterion)
+
 CRITERIA: dict[str, Criterion] = {}
 
 #: Input channels whose slices are decomposed at once.
@@ -54,7 +58,7 @@ _MAX_STEPS = 1000
 _COINCIDENT = 1e-13
 
 
-def criterion(function: Criterion) -> Criterion:
+def criterion(function: _Function) -> _Function:
     """Register `function` under its name (a decorator).
 
     Examples

@@ -22,6 +22,7 @@ LEVELS = [
     {
         "audio",
         "log_mel",
+        "torch_files",
         "labels",
         "download",
         "curves",
@@ -58,6 +59,7 @@ LEVELS = [
         "train_avc",
         "avc_data",
         "export",
+        "convert",
         "quantize",
         "__main__",
     },
@@ -193,6 +195,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.sensitivity",
         "l3prune.compare",
         "l3prune.export",
+        "l3prune.convert",
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
         "l3prune.train_avc",
