@@ -217,7 +217,15 @@ def _retraining(group: argparse._ArgumentGroup) -> None:
 
 
 def training_options(
-    group: argparse._ArgumentGroup, *, epochs: int, learning_rate: float, seed: int
+    group: argparse._ArgumentGroup,
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    schedule: str = "plateau",
+    best_by: str = "loss",
+    patience: int = 10,
+    batch_size: int = 64,
 ) -> None:
     """Add the options of a training recipe, with these defaults.
 
@@ -235,8 +243,8 @@ def training_options(
     add("-lr", "--learning-rate", type=float, default=learning_rate, help="Adam's (%(default)s)")
     add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
     add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
-    add("-tbs", "--train-batch-size", type=int, default=64, help="windows (%(default)s)")
-    add("-vbs", "--validation-batch-size", type=int, default=64, help="windows (%(default)s)")
+    add("-tbs", "--train-batch-size", type=int, default=batch_size, help="inputs (%(default)s)")
+    add("-vbs", "--validation-batch-size", type=int, default=64, help="inputs (%(default)s)")
     add(
         "-ci",
         "--checkpoint-interval",
@@ -244,7 +252,7 @@ def training_options(
         default=10,
         help="epochs between numbered checkpoints, 0 for none (%(default)s)",
     )
-    add("--early-stopping-patience", type=int, default=10, help="epochs (%(default)s)")
+    add("--early-stopping-patience", type=int, default=patience, help="epochs (%(default)s)")
     add("--min-delta", type=float, default=1e-4, help="of early stopping (%(default)s)")
     add(
         "--checkpoint-minutes",
@@ -252,7 +260,23 @@ def training_options(
         default=10,
         help="between checkpoints within an epoch, 0 for none (%(default)s)",
     )
-    add("--schedule", default="plateau", help="learning rate: plateau or cosine (%(default)s)")
+    add(
+        "--schedule",
+        default=schedule,
+        help="learning rate: plateau, cosine, constant (%(default)s)",
+    )
+    add(
+        "--best-by",
+        default=best_by,
+        help="validation figure that chooses the best epoch: loss, or accuracy (%(default)s)",
+    )
+    add(
+        "--best-from",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N epochs cannot be the best (%(default)s)",
+    )
     add("--plateau-patience", type=int, default=5, help="epochs (%(default)s)")
     add("--plateau-factor", type=float, default=0.1, help="(%(default)s)")
     add(
@@ -262,6 +286,33 @@ def training_options(
         "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
+
+
+#: What `label_options` adds, by the names in parsed arguments.
+LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill")
+
+
+def label_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of how a labelled corpus is split, and its clips made of one length.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> label_options(parser.add_argument_group("clips"))
+    >>> parser.parse_args([]).fill
+    'repeat'
+    """
+    add = group.add_argument
+    add("--test-fold", type=int, metavar="N", help="fold to report on; default: the last")
+    add(
+        "--validation-ratio",
+        type=float,
+        default=0.3,
+        help="of training clips, at most 0.5, where the corpus has groups, such as places, or two "
+        "folds; else the fold before the test fold validates (%(default)s)",
+    )
+    add("--split-seed", type=int, default=0, help="of the groups drawn (%(default)s)")
+    add("--fill", default="repeat", help="short clips: repeat, or zeros (%(default)s)")
 
 
 def _changing_masks(group: argparse._ArgumentGroup) -> None:

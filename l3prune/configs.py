@@ -93,7 +93,9 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as '{{\"classes\": 10}}'")
+        example = '{"classes": 10}'
+        example = '{"classes": 10}'
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {example}")
     return value
 
 

@@ -42,7 +42,8 @@ _PLATEAU = ("plateau_patience", "plateau_factor")
 _RETRAINING = (
     *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
     *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
-    *("schedule", *_PLATEAU, "batch_norm", "distribute", "precision", "xla"),
+    *("schedule", "best_by", "best_from", *_PLATEAU),
+    *("batch_norm", "distribute", "precision", "xla"),
 )
 
 
@@ -286,7 +287,7 @@ def _check_effect(args: argparse.Namespace, unused: Collection[str]) -> None:
         (("validation_batch_size",), args.retrain or from_data, None),
         (("random_state",), args.retrain or fresh, None),
         (_RETRAINING, args.retrain, None),
-        (_PLATEAU, args.schedule != "cosine", "--schedule plateau"),
+        (_PLATEAU, args.schedule == "plateau", "--schedule plateau"),
     ):
         for name in names:
             given = getattr(args, name) != parser.get_default(name)

@@ -358,6 +358,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return Recipe(
         epochs=args.num_epochs,
         learning_rate=args.learning_rate,
+        best_by=args.best_by,
+        best_from=args.best_from,
         early_stopping_patience=args.early_stopping_patience,
         min_delta=args.min_delta,
         schedule=args.schedule,

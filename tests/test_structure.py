@@ -29,10 +29,11 @@ LEVELS = [
         "export_formats",
         "model_card",
     },
+    {"configs", "recipes", "metrics"},
     {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse"},
     {"windows", "filterwise", "patterns", "onnx_file"},
-    {"allocation"},
+    {"allocation", "labelled"},
     {"budget"},
     # Networks, read and written.
     {"layers", "layouts"},
@@ -44,15 +45,17 @@ LEVELS = [
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
-    {"distillation", "correspondence", "quantization"},
+    {"distillation", "correspondence", "quantization", "classification"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "retraining"},
+    {"images", "edgel3", "comparison", "labels"},
+    {"retraining"},
     {"openl3"},
     {
         "pruning",
         "sensitivity",
         "compare",
+        "train",
         "train_avc",
         "avc_data",
         "export",
@@ -61,7 +64,7 @@ LEVELS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:9])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -193,6 +196,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.export",
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
+        "l3prune.train",
         "l3prune.train_avc",
         "l3prune.quantize",
         "l3prune.avc_data",
