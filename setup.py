@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["l3prune", "l3prune.*", "classifier", "classifier.*"]),
-    package_data={"l3prune": ["published.csv"]},
+    package_data={"l3prune": ["published.csv", "class_labels_indices.csv"]},
     python_requires=">=3.10",
     # What turns sound into embeddings by packed files; the rest is in the extra "full".
     install_requires=[

@@ -206,6 +206,10 @@ class _Tracer:
     def pin(self, ids: np.ndarray, reason: str) -> None:
         self.pins.append((ids, reason))
 
+    def _pinned(self, ids: np.ndarray) -> bool:
+        pinned = {int(number) for pinned, _ in self.pins for number in self.resolve(pinned)}
+        return all(int(number) in pinned for number in self.resolve(ids))
+
     def network(
         self, network: keras.Model, inputs: list[np.ndarray], prefix: str
     ) -> list[np.ndarray]:
@@ -247,7 +251,7 @@ class _Tracer:
         elif isinstance(layer, _LAYERS.Flatten | _LAYERS.Reshape):
             out = self._reshape(node, ids, name)
         elif isinstance(layer, FrontEndLayer):
-            out = self.new(1)
+            out = self.new(node.outputs.shape[-1])
             self.pin(out, f"they are the output of {name}")
         elif isinstance(layer, _NEEDS_ALL):
             self.pin(ids, f"{name} needs all of them")
@@ -315,6 +319,11 @@ class _Tracer:
         before, after = node.keras_inputs[0].shape[1:], node.outputs.shape[1:]
         if after[-1] == len(ids):
             return ids
+        if self._pinned(ids):
+            # Nothing of them can go, so it does not matter which value is whose.
+            out = self.new(after[-1])
+            self.pin(out, f"{name} makes them of channels that stay")
+            return out
         if None in (*before, *after) or len(after) != 1:
             raise ParameterError(
                 f"layer {name} reshapes {tuple(before)} to {tuple(after)}: its channels cannot be "

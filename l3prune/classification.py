@@ -29,6 +29,7 @@ from l3prune.networks import (
     create_network,
     inference,
     network_config,
+    set_labels,
     takes,
 )
 from l3prune.recipes import Objective, Recipe
@@ -176,7 +177,10 @@ def network_for(
         given["classes"] = len(labels)
     if train is not None and takes(name, "normalisation"):
         given.setdefault("normalisation", train.statistics())
-    return create_network(name, **given)
+    network = create_network(name, **given)
+    if network.output_shape == (None, len(labels)):
+        set_labels(network, labels)
+    return network
 
 
 def objective_of(network: keras.Model, multi_label: bool) -> Objective:

@@ -31,6 +31,8 @@ _MAX_SMALL_CHUNK = 2**20
 _KINDS = {
     ("bias", "kernel"): "convolution",
     ("bias", "kernel", "mask"): "convolution",
+    ("kernel",): "convolution",
+    ("kernel", "mask"): "convolution",
     ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
 }
 
@@ -212,6 +214,8 @@ def description(file: h5py.File, path) -> dict[str, Any] | None:
         for key in ("filters", "audio_filters", "vision_filters"):
             if not isinstance(found["arguments"].get(key), list | None):
                 raise TypeError(f"the network's {key} are not a list")
+        if not isinstance(found.get("labels"), list | None):
+            raise TypeError("the labels are not a list")
     except (ValueError, TypeError, KeyError) as error:
         raise L3PruneError(f"{path}: the description of the network is damaged: {error}") from error
     return found

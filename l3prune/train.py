@@ -42,8 +42,8 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         "clips are looked at once, in the end.",
         epilog="Results go to OUTPUT_DIR/labels/DATASET/NETWORK/<run>/: model_best_valid_loss.h5 "
         f"(the best epoch, by --best-by), history.csv, history.png, {SPLIT}, report.json, "
-        "labels.json (by class and device), report.md. Exit code: 0 done, 2 wrong input, 75 stopped "
-        "by a signal: --continue-model-dir goes on.",
+        "labels.json (by class and device), report.md. Exit code: 0 done, 2 wrong input, 75 "
+        "stopped by a signal: --continue-model-dir goes on.",
     )
     add = parser.add_argument
     for name, text in POSITIONALS.items():
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune import devices, models
     from l3prune.checkpoints import LATEST
     from l3prune.classification import network_for, train_on_labels
+    from l3prune.corpus import Corpus
     from l3prune.evaluation import Report, measure, plot_history
-    from l3prune.labels import Labels
     from l3prune.retraining import recipe_of
     from l3prune.training import environment
 
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     here.check_batch(args.train_batch_size)
     args.quiet = args.quiet or not here.chief
     recipe = recipe_of(args)
-    data = Labels.of(args, args.dataset, args.data_dir)
+    data = Corpus.of(args, args.dataset, args.data_dir)
     given = args.network_arguments or {}
     keras.utils.set_random_seed(args.random_state)
     if args.weights is None:

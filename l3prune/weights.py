@@ -24,7 +24,13 @@ from l3prune import __version__, detection, graph, layouts, surgery
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, write_json
 from l3prune.layers import MaskedConv2D
-from l3prune.networks import avc, create_network, list_networks, network_config
+from l3prune.networks import (
+    avc,
+    create_network,
+    list_networks,
+    network_config,
+    set_labels,
+)
 from l3prune.plan import PruningPlan
 
 
@@ -77,6 +83,7 @@ def save_network(
         "network": config.name,
         "arguments": config.arguments,
         "masked_layers": list(plan),
+        **({"labels": list(config.labels)} if config.labels else {}),
     }
     # In memory first: HDF5 brings the process down when a disk fills up while it closes a file.
     memory = io.BytesIO()
@@ -194,6 +201,11 @@ def load_network(path: str | os.PathLike[str], name: str | None = None, **argume
     else:
         name, said, layers = detection.detect(content, name, path, arguments.get("audio"))
     network = create_network(name, **{**said, **arguments})
+    if description is not None and description.get("labels") and name == description["network"]:
+        try:
+            set_labels(network, description["labels"])
+        except ParameterError as error:
+            raise L3PruneError(f"{path}: {error}") from error
     sources = _matched(network, layers, path)
     masks = {
         target: source.arrays["mask"].astype(bool)

@@ -21,6 +21,8 @@ LEVELS = [
     {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
     {
         "audio",
+        "log_mel",
+        "labels",
         "download",
         "curves",
         "runs",
@@ -48,7 +50,7 @@ LEVELS = [
     {"distillation", "correspondence", "quantization", "classification"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "labels"},
+    {"images", "edgel3", "comparison", "corpus"},
     {"retraining"},
     {"openl3"},
     {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from l3prune.errors import ParameterError
+from l3prune.labels import Labels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,6 +19,9 @@ _BUILDERS: dict[str, Callable[..., Any]] = {}
 
 #: Network -> builder arguments that say how wide it is; of builders that do not take `filters`.
 _WIDTHS: dict[str, Callable[[Any], dict[str, Any]]] = {}
+
+#: Network -> from its arguments, the filters and units of all its layers that have such, in order.
+_CLAIMED: dict[str, Callable[[dict[str, Any]], tuple[int, ...]]] = {}
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,9 @@ class NetworkConfig:
         One of `list_networks()`.
     arguments : dict
         Keyword arguments for `create_network`, all JSON values.
+    labels : tuple of str
+        Names of the classes that its outputs stand for, in their order; empty where they stand
+        for none, or it is not known. See `set_labels`.
 
     Examples
     --------
@@ -40,10 +47,13 @@ class NetworkConfig:
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    labels: tuple[str, ...] = field(default=(), repr=False)  # there may be hundreds
 
 
 def network(
-    name: str, widths: Callable[[Any], dict[str, Any]] | None = None
+    name: str,
+    widths: Callable[[Any], dict[str, Any]] | None = None,
+    claimed: Callable[[dict[str, Any]], tuple[int, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator).
 
@@ -53,6 +63,10 @@ def network(
     widths : callable, keras.Model -> dict, or None
         The arguments with which the builder makes a network as wide as a given one, which surgery
         made narrower. None: `filters`, of all convolutions in their order.
+    claimed : callable, arguments -> tuple of int, or None
+        The filters of convolutions and units of dense layers, in their order, of the network that
+        the builder makes with these arguments: a weight file must hold as many before anything is
+        built from what it says. None: of families that `detection` knows by itself.
 
     Examples
     --------
@@ -68,6 +82,8 @@ def network(
         _BUILDERS[name] = builder
         if widths is not None:
             _WIDTHS[name] = widths
+        if claimed is not None:
+            _CLAIMED[name] = claimed
         return builder
 
     return register
@@ -167,6 +183,32 @@ def network_config(built) -> NetworkConfig:
     return config
 
 
+def set_labels(built, names: Sequence[str]):
+    """Name the classes that a network's outputs stand for; gives `built` back.
+
+    Its weight file keeps the names, and so does surgery; `network_config(built).labels` has them.
+
+    Raises
+    ------
+    ParameterError
+        No output has as many values as there are names, or a name occurs twice.
+
+    Examples
+    --------
+    >>> named = set_labels(create_network("sea64"), [f"sound {number}" for number in range(64)])
+    >>> network_config(named).labels[:2]
+    ('sound 0', 'sound 1')
+    """
+    labels = Labels(tuple(names))
+    sizes = [output.shape[-1] for output in built.outputs]
+    if len(labels.names) not in sizes:
+        raise ParameterError(
+            f"{len(labels.names)} labels for network {built.name}, whose outputs have "
+            f"{' and '.join(map(str, sizes))} values; give one for each value"
+        )
+    return attach_config(built, replace(network_config(built), labels=labels.names))
+
+
 def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
     """What rebuilds a network that has lost filters since it was built from `config`.
 
@@ -180,7 +222,20 @@ def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
     arguments = {**config.arguments, **widths(built)}
     if "embedding_size" in arguments:
         arguments["embedding_size"] = built.output_shape[1]
-    return NetworkConfig(config.name, arguments)
+    return replace(config, arguments=arguments)
+
+
+def claimed_widths(config: NetworkConfig) -> tuple[int, ...] | None:
+    """Filters and units of all layers that have such, in order; None if the network tells none.
+
+    Examples
+    --------
+    >>> claimed_widths(NetworkConfig("cnn14", {"classes": 10}))[-3:]
+    (2048, 2048, 10)
+    """
+    list_networks()  # imports them
+    claimed = _CLAIMED.get(config.name)
+    return None if claimed is None else claimed(config.arguments)
 
 
 def _filters(built) -> dict[str, Any]:

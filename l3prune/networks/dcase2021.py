@@ -134,7 +134,13 @@ def _widths(built: keras.Model) -> dict[str, Any]:
     }
 
 
-@network("dcase2021", widths=_widths)
+def _claimed(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Filters and units of all layers, in order, of what `build` makes of these arguments."""
+    widths = {"dense_units": DENSE_UNITS, "classes": CLASSES, **arguments}
+    return (*(arguments.get("filters") or FILTERS), widths["dense_units"], widths["classes"])
+
+
+@network("dcase2021", widths=_widths, claimed=_claimed)
 def build(
     *,
     input: str = "waveform",
