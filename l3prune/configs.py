@@ -143,8 +143,6 @@ def _typed_one(kind: Any, value: Any, what: str) -> Any:
             raise ParameterError(f"{what} is not a JSON object")
         return value
     if kind is layer_percent:
-        if isinstance(value, list) and len(value) == 2:  # as a run's own config.json has it
-            value = f"{value[0]}={value[1]}"
         try:
             return layer_percent(str(value))
         except argparse.ArgumentTypeError as error:

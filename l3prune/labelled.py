@@ -38,9 +38,14 @@ class LabelledSource(Protocol):
         Changes when inputs or targets change.
     """
 
-    labels: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def multi_label(self) -> bool: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 

@@ -18,7 +18,7 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
+    {"files", "criteria", "quiet", "checks", "parallel"},
     {
         "audio",
         "log_mel",
@@ -32,6 +32,7 @@ LEVELS = [
         "model_card",
     },
     {"configs", "recipes", "metrics"},
+    {"arguments"},
     {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse"},
     {"windows", "filterwise", "patterns", "onnx_file"},
@@ -52,6 +53,7 @@ LEVELS = [
     {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "corpus"},
     {"retraining"},
+    {"label_training"},
     {"openl3"},
     {
         "pruning",
@@ -66,7 +68,7 @@ LEVELS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:9])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:10])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
