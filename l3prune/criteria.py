@@ -185,6 +185,27 @@ def geometric_median_sum(weights: ConvWeights) -> np.ndarray:
 
 
 @criterion
+def geometric_mean(weights: ConvWeights) -> np.ndarray:
+    """How far the geometric mean of each filter's magnitudes is from that of the layer's, squared.
+
+    What Singh's script for DCASE 2021 computes where his report tells of geometric medians. A
+    filter with a zero weight has the mean 0, and so has then the layer.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64, ≥ 0
+
+    Examples
+    --------
+    >>> geometric_mean(ConvWeights(np.tile([1.0, -2.0, 4.0], (1, 1, 2, 1)))).round(9).tolist()
+    [1.0, 0.0, 4.0]
+    """
+    with np.errstate(divide="ignore"):
+        of_filters = np.log(np.abs(_points(weights))).mean(axis=1)
+    return np.square(np.exp(of_filters.mean()) - np.exp(of_filters))
+
+
+@criterion
 def bn_gamma(weights: ConvWeights) -> np.ndarray:
     """Magnitude of the BatchNorm's scale of each filter (Liu et al., ICCV 2017).
 

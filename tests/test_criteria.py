@@ -219,6 +219,38 @@ def test_criteria_by_hand():
     assert get_criterion("bn_gamma")(weights).tolist() == [0.5, 0.25]
 
 
+def test_geometric_mean_by_hand():
+    score = get_criterion("geometric_mean")
+    np.testing.assert_allclose(score(rows([[1, 1], [2, -2], [4, 4]])), [1, 0, 4], atol=1e-12)
+    # sqrt(1 * 4) = 2, sqrt(2 * 8) = 4; of the layer (1 * 4 * 2 * 8)^(1/4) = sqrt(8).
+    np.testing.assert_allclose(
+        score(rows([[1, 4], [-2, 8]])), [(8**0.5 - 2) ** 2, (4 - 8**0.5) ** 2]
+    )
+    # A zero anywhere makes the layer's mean zero.
+    np.testing.assert_allclose(score(rows([[3, 0], [2, 2], [4, 4]])), [0, 4, 16], atol=1e-12)
+
+
+def test_geometric_mean_is_that_of_scipy(weights):
+    from scipy.stats import gmean
+
+    magnitudes = np.abs(weights.kernel.astype(float)).reshape(-1, FILTERS)
+    expected = (gmean(magnitudes, axis=None) - gmean(magnitudes, axis=0)) ** 2
+    np.testing.assert_allclose(get_criterion("geometric_mean")(weights), expected, rtol=1e-9)
+
+
+def test_the_medians_of_gaussian_filters_agree_on_most():
+    # Random filters of 16 x 784: the lower halves by both criteria share 97.5 % and more.
+    shares = []
+    for seed in range(20):
+        kernel = np.random.default_rng(seed).normal(size=(7, 7, 16, 16))
+        exact, summed = (
+            set(np.argsort(get_criterion(name)(ConvWeights(kernel)))[:8])
+            for name in ("geometric_median", "geometric_median_sum")
+        )
+        shares.append(len(exact & summed) / 8)
+    assert np.mean(shares) >= 0.975
+
+
 def test_random_differs_between_layers_of_one_shape():
     score = get_criterion("random")
     first = score(ConvWeights(np.ones((1, 1, 1, 4))))

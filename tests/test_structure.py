@@ -18,7 +18,7 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
+    {"files", "criteria", "quiet", "checks", "parallel"},
     {
         "audio",
         "log_mel",
@@ -32,10 +32,12 @@ LEVELS = [
         "export_formats",
         "model_card",
     },
+    {"configs", "recipes", "metrics"},
+    {"arguments"},
     {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse"},
     {"windows", "filterwise", "patterns", "onnx_file"},
-    {"allocation"},
+    {"allocation", "labelled"},
     {"budget"},
     # Networks, read and written.
     {"layers", "layouts"},
@@ -47,15 +49,18 @@ LEVELS = [
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
-    {"distillation", "correspondence", "quantization"},
+    {"distillation", "correspondence", "quantization", "classification"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "retraining"},
+    {"images", "edgel3", "comparison", "corpus"},
+    {"retraining"},
+    {"label_training"},
     {"openl3"},
     {
         "pruning",
         "sensitivity",
         "compare",
+        "train",
         "train_avc",
         "avc_data",
         "export",
@@ -65,7 +70,7 @@ LEVELS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:10])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -198,6 +203,7 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.convert",
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
+        "l3prune.train",
         "l3prune.train_avc",
         "l3prune.quantize",
         "l3prune.avc_data",
