@@ -31,7 +31,7 @@ LEVELS = [
         "model_card",
     },
     {"options", "c_header", "export_formats", "model_card"},
-    {"plan", "datasets", "published", "sparse"},
+    {"plan", "datasets", "published", "sparse", "streaming"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation"},
     {"budget"},
