@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from classifier.inputs import Features
+from l3prune.datasets.splits import check_fold, split_folds
 from l3prune.errors import ParameterError
 
 #: Share of the clips that validates where no fold does.
@@ -44,44 +44,6 @@ class Split:
     def refit(self) -> np.ndarray:
         """Training and validation clips together, ascending; a held-out clip's copies stay out."""
         return np.sort(np.concatenate([self.train, self.valid]))
-
-
-def split_folds(folds: Sequence[int], test_fold: int) -> tuple[int, tuple[int, ...]]:
-    """Which fold validates and which folds train when one is tested.
-
-    Parameters
-    ----------
-    folds : sequence of int
-        The folds that exist, ascending.
-    test_fold : int
-        One of them.
-
-    Returns
-    -------
-    valid_fold : int
-        The fold before the test fold; before the first comes the last.
-    train_folds : tuple of int
-        All others.
-
-    Raises
-    ------
-    ParameterError
-        Fewer than three folds, or no such fold.
-
-    Examples
-    --------
-    >>> split_folds((1, 2, 4, 5), 4), split_folds((1, 2, 4, 5), 1)
-    ((2, (1, 5)), (5, (2, 4)))
-    """
-    folds = tuple(folds)
-    if len(folds) < 3:
-        raise ParameterError(
-            f"only fold {', '.join(map(str, folds))} has features; testing, validation and "
-            "training need 3 folds"
-        )
-    _check_fold(folds, test_fold)
-    valid_fold = folds[folds.index(test_fold) - 1]
-    return valid_fold, tuple(fold for fold in folds if fold not in (test_fold, valid_fold))
 
 
 def split_clips(
@@ -122,7 +84,7 @@ def split_clips(
     (2, 1, [3, 4])
     """
     folds = features.fold_numbers
-    _check_fold(folds, test_fold)
+    check_fold(folds, test_fold)
     if len(folds) < 2:
         raise ParameterError(
             f"only fold {folds[0]} has features; training and testing need 2 folds"
@@ -156,13 +118,6 @@ def split_clips(
         if features.group(clip) not in held_out
     ]
     return _filled(Split(np.array(rest, np.int64), valid, test, None, train_folds))
-
-
-def _check_fold(folds: Sequence[int], test_fold: int) -> None:
-    if test_fold not in folds:
-        raise ParameterError(
-            f"fold {test_fold} does not exist; folds: {', '.join(map(str, folds))}"
-        )
 
 
 def _filled(split: Split) -> Split:

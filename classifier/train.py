@@ -18,7 +18,8 @@ from classifier.model import AnyRecipe, Classifier, Rows, fit_model, predict_cli
 from classifier.progress import Checkpoint
 from classifier.results import CrossValidation, FoldResult, save_confusion
 from classifier.search import Search, kind_of, read_record, refit_recipe, search
-from classifier.splits import Split, split_clips, split_folds
+from classifier.splits import Split, split_clips
+from l3prune.datasets.splits import split_folds
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import make_folder, write_json, write_table
 

@@ -133,7 +133,7 @@ class Lists:
 
     def sensitivities(self, fold: int) -> dict[str, list[tuple[float, float]]]:
         """Curves of all layers, measured on the validation fold of a test fold."""
-        from classifier.train import split_folds
+        from l3prune.datasets.splits import split_folds
         from l3prune.evaluation import embedding_mse
         from l3prune.networks import inference
         from l3prune.scan import Spread, scan

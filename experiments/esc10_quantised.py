@@ -163,11 +163,11 @@ def untrained_rows(network: Any, batches: Any) -> dict[str, Row]:
 
 def trained_rows(study: Study, network: Any, state: str, fold: int) -> dict[str, Row]:
     """The rows that are distilled; every finished one is found again."""
-    from classifier.train import split_folds
+    from l3prune.datasets.splits import split_folds
     from l3prune.checkpoints import LATEST
     from l3prune.quantization import Quantized, to_litert
     from l3prune.quantized_training import distill_clustered, distill_quantized
-    from l3prune.training import Recipe
+    from l3prune.recipes import Recipe
     from l3prune.weights import load_network, save_network
 
     args = study.args
@@ -453,7 +453,7 @@ def plot(table: list[dict]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     load_tensorflow()
-    from classifier.train import split_folds
+    from l3prune.datasets.splits import split_folds
     from l3prune import graph, plan, surgery
     from l3prune.training import environment
     from l3prune.windows import batch_indices

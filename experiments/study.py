@@ -75,8 +75,8 @@ class Study:
         """`prune` makes of the network and a state's name the network in this state; of states in
         `by_fold`, of the network, the state's name and the test fold. `pruned_with` are settings of
         its own that are not in a state's name."""
-        from classifier.train import split_folds
-        from l3prune.training import Recipe
+        from l3prune.datasets.splits import split_folds
+        from l3prune.recipes import Recipe
         from l3prune.weights import fingerprint, load_network
 
         self.args = args
@@ -145,7 +145,7 @@ class Study:
     def distilled(self, state: str, fold: int):
         """The distilled network and the seconds that it took (the last part of a resumed run);
         trained only once."""
-        from classifier.train import split_folds
+        from l3prune.datasets.splits import split_folds
         from l3prune import graph
         from l3prune.checkpoints import LATEST
         from l3prune.distillation import distill

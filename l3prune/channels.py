@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.errors import ParameterError
-from l3prune.layers import LogMelSpectrogram
+from l3prune.layers import FrontEndLayer
 
 _LAYERS = keras.layers
 
@@ -206,6 +206,10 @@ class _Tracer:
     def pin(self, ids: np.ndarray, reason: str) -> None:
         self.pins.append((ids, reason))
 
+    def _pinned(self, ids: np.ndarray) -> bool:
+        pinned = {int(number) for pinned, _ in self.pins for number in self.resolve(pinned)}
+        return all(int(number) in pinned for number in self.resolve(ids))
+
     def network(
         self, network: keras.Model, inputs: list[np.ndarray], prefix: str
     ) -> list[np.ndarray]:
@@ -246,8 +250,8 @@ class _Tracer:
             out = self._pass(layer, ids, name)
         elif isinstance(layer, _LAYERS.Flatten | _LAYERS.Reshape):
             out = self._reshape(node, ids, name)
-        elif isinstance(layer, LogMelSpectrogram):
-            out = self.new(1)
+        elif isinstance(layer, FrontEndLayer):
+            out = self.new(node.outputs.shape[-1])
             self.pin(out, f"they are the output of {name}")
         elif isinstance(layer, _NEEDS_ALL):
             self.pin(ids, f"{name} needs all of them")
@@ -315,6 +319,11 @@ class _Tracer:
         before, after = node.keras_inputs[0].shape[1:], node.outputs.shape[1:]
         if after[-1] == len(ids):
             return ids
+        if self._pinned(ids):
+            # Nothing of them can go, so it does not matter which value is whose.
+            out = self.new(after[-1])
+            self.pin(out, f"{name} makes them of channels that stay")
+            return out
         if None in (*before, *after) or len(after) != 1:
             raise ParameterError(
                 f"layer {name} reshapes {tuple(before)} to {tuple(after)}: its channels cannot be "

@@ -134,6 +134,10 @@ class Keeper(keras.callbacks.Callback):
     devices : Devices
         Of several workers the chief writes, and all read together: what a device has of a metric,
         or of BatchNorm's statistics, is a part of the whole. A signal to one of them ends them all.
+    best_by : str
+        What of the history tells the best epoch.
+    sign : int
+        1 if the lowest is best, -1 if the highest is.
 
     Examples
     --------
@@ -153,6 +157,8 @@ class Keeper(keras.callbacks.Callback):
         pruner: MaskUpdate | None,
         signals: Signals,
         devices: Devices,
+        best_by: str = "val_loss",
+        sign: int = 1,
     ):
         super().__init__()
         self.output_dir = output_dir
@@ -164,6 +170,8 @@ class Keeper(keras.callbacks.Callback):
         self.pruner = pruner
         self.signals = signals
         self.devices = devices
+        self.best_by = best_by
+        self.sign = sign
         self.learning_rate = 0.0
         #: When the latest checkpoint was written, and whether no step was made since.
         self._written = 0.0
@@ -200,10 +208,10 @@ class Keeper(keras.callbacks.Callback):
         if not all(math.isfinite(value) for value in row.values()):
             raise _diverged(epoch + 1)
         history = self.progress.history
-        best = min((each["val_loss"] for each in history[self.final :]), default=math.inf)
+        figures = [self.sign * each[self.best_by] for each in history[self.final :]]
         history.append(row)
         self.progress.step = 0
-        if epoch >= self.final and row["val_loss"] < best:
+        if epoch >= self.final and self.sign * row[self.best_by] < min(figures, default=math.inf):
             self._save(BEST, row, _numbered("beside", _values(_beside(self.model))))
         if self.interval and (epoch + 1) % self.interval == 0:
             self._save(f"model_checkpoint.{epoch + 1:02d}.h5", row, {})
@@ -468,11 +476,14 @@ def trained_beside(path: Path) -> list[np.ndarray]:
 def take_weights(network: keras.Model, source: keras.Model) -> None:
     """Copy weights by layer: Keras's own order depends on what is trainable at the moment.
 
+    Only one of the networks may have a front end.
+
     Examples
     --------
     >>> take_weights(keras.Sequential(), keras.Sequential())
     """
-    for target, layer in zip(network.layers, source.layers, strict=True):
+    targets, sources = ([each for each in net.layers if each.weights] for net in (network, source))
+    for target, layer in zip(targets, sources, strict=True):
         target.set_weights(layer.get_weights())
 
 

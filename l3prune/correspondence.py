@@ -18,7 +18,8 @@ from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference
-from l3prune.training import CORRESPONDENCE, Recipe, fit
+from l3prune.recipes import CORRESPONDENCE, Recipe
+from l3prune.training import fit
 from l3prune.windows import batch_indices, evenly
 
 

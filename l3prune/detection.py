@@ -14,7 +14,7 @@ from typing import Any
 from l3prune.audio import KAPRE_0_3, FrontEnd
 from l3prune.errors import L3PruneError
 from l3prune.layouts import Content, LayerWeights
-from l3prune.networks import NetworkConfig, avc, l3, vision
+from l3prune.networks import NetworkConfig, avc, claimed_widths, l3, list_networks, vision
 
 #: Asks for the audio network that a file holds, alone or as a half, whichever it is.
 ANY_AUDIO = "audio"
@@ -67,8 +67,16 @@ def stored(
     config = NetworkConfig(said["network"], said["arguments"])
     if config.name in avc.NETWORKS:
         return _stored_audio_visual(content.layers, config, name, path)
+    widths = claimed_widths(config)
+    if widths is not None:
+        held = _widths(content.layers)
+        if name not in (None, config.name):
+            raise L3PruneError(f"{path} holds the network {config.name}, not {name}")
+        if widths != held:
+            raise L3PruneError(f"{path} claims layers of {widths} filters and holds {held}")
+        return config.name, config.arguments, content.layers
     if config.name not in _FILTERS:
-        known = ", ".join([*_FILTERS, *avc.NETWORKS])
+        known = ", ".join(list_networks())
         raise L3PruneError(f"{path} holds network {config.name!r}; known: {known}")
     if name not in (None, config.name) and not (name == ANY_AUDIO and config.name in l3.SPECS):
         raise L3PruneError(f"{path} holds the network {config.name}, not {name}")

@@ -17,6 +17,7 @@ from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import inference, l3
+from l3prune.recipes import Recipe
 from l3prune.reduction import (
     KINDS,
     REDUCTION,
@@ -28,7 +29,7 @@ from l3prune.reduction import (
     unexplained,
     with_linear_map,
 )
-from l3prune.training import Recipe, fit
+from l3prune.training import fit
 from l3prune.weights import fingerprint
 from l3prune.windows import (
     Resampled,

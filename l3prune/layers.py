@@ -12,6 +12,7 @@ import tf_keras as keras
 
 from l3prune.audio import AMPLITUDE_FLOOR, DYNAMIC_RANGE_DB, KAPRE_0_1, FrontEnd
 from l3prune.errors import ParameterError
+from l3prune.log_mel import POWER_FLOOR, LogMel
 
 
 @keras.utils.register_keras_serializable(package="l3prune")
@@ -186,13 +187,45 @@ class KeepZeros(keras.constraints.Constraint):
         return cls(bits[:count].astype(bool).reshape(config["shape"]))
 
 
+class FrontEndLayer(keras.layers.Layer):
+    """What turns waveforms into maps within a network: fixed, of float32 under any precision.
+
+    What is behind it can be trained on maps that are computed once; see `surgery.behind_front_end`.
+    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32. It has no
+    weights and passes no gradient to the waveform. Derived layers have `sample_rate`, in Hz.
+
+    Examples
+    --------
+    >>> issubclass(LogMelSpectrogram, FrontEndLayer)
+    True
+    """
+
+    sample_rate: int
+
+    def unnormalised(self) -> FrontEndLayer:
+        """The layer without what it has from training data; itself if that is nothing."""
+        return self
+
+    def normalise(self, maps: np.ndarray) -> np.ndarray:
+        """Maps of the `unnormalised` layer as this one gives them."""
+        return maps
+
+    def __init__(self, **kwargs):
+        # Half precision would round the waveform to 11 bits before the transform.
+        super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["trainable"]
+        return config
+
+
 @keras.utils.register_keras_serializable(package="l3prune")
-class LogMelSpectrogram(keras.layers.Layer):
+class LogMelSpectrogram(FrontEndLayer):
     """The log-spectrogram front end as a layer without weights; see `audio.log_spectrogram`.
 
     Input (batch, 1, samples) float in [-1, 1], output (batch, bands, frames, 1) float32 in
-    [-80, 0]. It computes in float32/float64 under any mixed-precision policy, and passes no
-    gradient to the waveform (the square root's is infinite at silence).
+    [-80, 0]. It passes no gradient to the waveform (the square root's is infinite at silence).
 
     Parameters
     ----------
@@ -207,8 +240,8 @@ class LogMelSpectrogram(keras.layers.Layer):
     """
 
     def __init__(self, sample_rate, n_dft, hop_length, n_mels, form=KAPRE_0_1, **kwargs):
-        # Half precision would round the waveform to 11 bits before the transform.
-        super().__init__(**{**kwargs, "dtype": "float32"}, trainable=False)
+        super().__init__(**kwargs)
+        self.sample_rate = sample_rate
         self.front_end = FrontEnd(sample_rate, n_dft, hop_length, n_mels, form)
 
     def call(self, inputs):
@@ -236,13 +269,64 @@ class LogMelSpectrogram(keras.layers.Layer):
 
     def get_config(self):
         front_end = self.front_end
-        config = super().get_config()
-        del config["trainable"]
         return {
-            **config,
+            **super().get_config(),
             "sample_rate": front_end.sample_rate,
             "n_dft": front_end.n_dft,
             "hop_length": front_end.hop_length,
             "n_mels": front_end.n_mels,
             "form": front_end.form,
         }
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class ClipLogMel(FrontEndLayer):
+    """PANNs' front end as a layer without weights; see `log_mel.log_mel`.
+
+    Input (batch, 1, samples) float in [-1, 1], of any length above half a window; output (batch,
+    frames, bands, 1) float32 in dB. It passes no gradient to the waveform.
+
+    Parameters
+    ----------
+    sample_rate, n_dft, hop_length, n_mels, low, high
+        See `log_mel.LogMel`.
+
+    Examples
+    --------
+    >>> tuple(ClipLogMel()(tf.zeros((2, 1, 32000))).shape)
+    (2, 101, 64, 1)
+    """
+
+    def __init__(
+        self,
+        sample_rate=32000,
+        n_dft=1024,
+        hop_length=320,
+        n_mels=64,
+        low=50.0,
+        high=14000.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.sample_rate = sample_rate
+        self.front_end = LogMel(sample_rate, n_dft, hop_length, n_mels, low, high)
+
+    def call(self, inputs):
+        front_end = self.front_end
+        ends = (front_end.padding, front_end.padding)
+        audio = tf.pad(inputs[:, 0, :], ((0, 0), ends), mode="REFLECT")
+        # float32 FFTs leak more than 100 dB below a loud peak, where this front end still listens.
+        frames = tf.cast(tf.signal.frame(audio, front_end.n_dft, front_end.hop_length), tf.float64)
+        bins = tf.signal.rfft(frames * front_end.analysis_window())
+        power = tf.math.real(bins) ** 2 + tf.math.imag(bins) ** 2
+        bands = tf.cast(tf.matmul(power, front_end.mel_matrix()), tf.float32)
+        level = tf.math.log(tf.maximum(bands, POWER_FLOOR)) * np.float32(10 / np.log(10))
+        return tf.stop_gradient(level[..., tf.newaxis])
+
+    def compute_output_shape(self, input_shape):
+        samples = input_shape[2]
+        frames = None if samples is None else self.front_end.frames(samples)
+        return (input_shape[0], frames, self.front_end.n_mels, 1)
+
+    def get_config(self):
+        return {**super().get_config(), **vars(self.front_end)}

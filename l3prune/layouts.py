@@ -31,6 +31,8 @@ _MAX_SMALL_CHUNK = 2**20
 _KINDS = {
     ("bias", "kernel"): "convolution",
     ("bias", "kernel", "mask"): "convolution",
+    ("kernel",): "convolution",
+    ("kernel", "mask"): "convolution",
     ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
 }
 

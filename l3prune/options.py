@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from l3prune.arguments import DEFAULT_SPARSITY, FROM_DATA, POSITIONALS, new_parser
+from l3prune.configs import read_options, typed_options
 from l3prune.errors import ParameterError
-from l3prune.files import read_json
 from l3prune.runs import check_run_name
 
 #: EdgeL3's names of model types.
@@ -60,8 +60,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     >>> parse(["w.h5", "train", "valid", "out", "--layerwise", "--sparsity", "90"]).sparsity
     [90.0]
     """
-    typed = _typed_options(argv)
-    config = _read_config(typed["config"]) if "config" in typed else {}
+    everything = new_parser(POSITIONALS)
+    typed = typed_options(argv, everything)
+    config = read_options(typed["config"], everything) if "config" in typed else {}
     parser = new_parser([name for name in POSITIONALS if name in config])
     aside = _set_aside(config, typed)
     parser.set_defaults(**{key: value for key, value in config.items() if key not in aside})
@@ -72,16 +73,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     unused = config.keys() & (config if changed else {*_RETRAINING, "random_state"})
     _check_effect(args, unused - typed.keys())
     return args
-
-
-def _typed_options(argv: Sequence[str] | None) -> dict[str, Any]:
-    """The options on the command line, without defaults."""
-    parser = new_parser(POSITIONALS)
-    untyped = object()
-    # A default is for what a namespace does not have.
-    namespace = argparse.Namespace(**{action.dest: untyped for action in parser._actions})
-    parser.parse_known_args(argv, namespace)
-    return {name: value for name, value in vars(namespace).items() if value is not untyped}
 
 
 def _set_aside(config: dict[str, Any], typed: dict[str, Any]) -> set[str]:
@@ -113,52 +104,6 @@ def _set_aside(config: dict[str, Any], typed: dict[str, Any]) -> set[str]:
     if filters != before and any(config.get(name, False) is not False for name in CHOICES):
         aside |= {"criterion"}  # of weights or of filters
     return aside
-
-
-def _read_config(path: str) -> dict[str, Any]:
-    """The options in a --config file, by their names in the parsed arguments."""
-    content = read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("arguments"), dict):
-        content = content["arguments"]  # a run's own config.json
-    if not isinstance(content, dict):
-        raise ParameterError(f"{path} is not a JSON object of options")
-    known: dict[str, argparse.Action] = {}
-    for action in new_parser()._actions:
-        if action.dest not in ("help", "config"):
-            for name in (action.dest, *action.option_strings):
-                known[name.lstrip("-").replace("-", "_")] = action
-    options = {}
-    for key, value in content.items():
-        found = known.get(key.replace("-", "_"))
-        if found is None:
-            raise ParameterError(f"{path}: option {key!r} is unknown; see --help")
-        if value is not None:
-            options[found.dest] = _typed(found, value, f"{path}: {key}={value!r}")
-    return options
-
-
-def _typed(action: argparse.Action, value: Any, what: str) -> Any:
-    """A JSON value as its option's type; nothing is rounded or guessed."""
-    if action.nargs == 0:
-        if not isinstance(value, bool):
-            raise ParameterError(f"{what} is not true or false")
-        return value
-    if action.nargs == "+":
-        values = value if isinstance(value, list) else [value]
-        if not values:
-            raise ParameterError(f"{what} has no values")
-        return [_typed_one(action.type, each, what) for each in values]
-    return _typed_one(action.type, value, what)
-
-
-def _typed_one(kind: Any, value: Any, what: str) -> Any:
-    if kind in (int, float):
-        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
-            raise ParameterError(f"{what} is not a {'whole ' if kind is int else ''}number")
-        return kind(value)
-    if isinstance(value, bool) or not isinstance(value, str | int):
-        raise ParameterError(f"{what} is not a text")
-    return str(value)
 
 
 def chosen_of(args: argparse.Namespace, names: Sequence[str]) -> list[str]:

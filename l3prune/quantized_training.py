@@ -50,7 +50,7 @@ from l3prune.layers import KeepZeros, MaskedConv2D
 from l3prune.networks import attach_config, l3, network_config
 from l3prune.plan import PruningPlan
 from l3prune.quantization import Quantized, measure_ranges, on_grid, split
-from l3prune.training import Recipe
+from l3prune.recipes import Recipe
 from l3prune.windows import WindowSource, batch_indices
 
 #: Batches from which the ranges start.

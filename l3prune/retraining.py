@@ -23,9 +23,9 @@ from l3prune.gradual import MaskUpdate
 from l3prune.networks import create_network, inference, l3
 from l3prune.options import MODEL_TYPES
 from l3prune.plan import PruningPlan
+from l3prune.recipes import Recipe
 from l3prune.reduction import REDUCTION, Reduction
 from l3prune.scan import Spread
-from l3prune.training import Recipe
 from l3prune.windows import WindowSource, open_windows
 
 

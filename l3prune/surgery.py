@@ -12,7 +12,7 @@ import tf_keras as keras
 from l3prune.channels import PRODUCERS, check_functional, follow, named_layers
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
-from l3prune.layers import LogMelSpectrogram, MaskedConv2D
+from l3prune.layers import FrontEndLayer, MaskedConv2D
 from l3prune.networks import attach_config, narrowed_config
 from l3prune.plan import PruningPlan
 
@@ -205,7 +205,7 @@ def behind_front_end(network: keras.Model) -> keras.Model:
     (None, 64, 50, 1)
     """
     for layer in network.layers:
-        if isinstance(layer, LogMelSpectrogram):
+        if isinstance(layer, FrontEndLayer):
             inputs = [layer.output if each is layer.input else each for each in network.inputs]
             return keras.Model(inputs if len(inputs) > 1 else inputs[0], network.outputs)
     return network

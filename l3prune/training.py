@@ -1,4 +1,4 @@
-"""Training with records: objectives, recipes, checkpoints, history, exact resume, seeds."""
+"""Training with records: checkpoints, history, exact resume, seeds; see `recipes` for the rest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,125 +34,11 @@ from l3prune.errors import ParameterError
 from l3prune.files import locked, make_folder
 from l3prune.gradual import MaskUpdate
 from l3prune.interruption import noted
+from l3prune.recipes import EMBEDDING, Objective, Recipe
 from l3prune.weights import load_network
 
 #: Enough for the means and variances that BatchNorm needs; more would only cost time.
 _CALIBRATION_BATCHES = 64
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What training makes small, and what it reports beside that.
-
-    Attributes
-    ----------
-    loss : str
-        Of Keras. The network's weight decay is added to it. The best epoch is that of the lowest
-        validation loss, whatever the loss is.
-    metrics : tuple of str
-        Of Keras.
-
-    Examples
-    --------
-    >>> EMBEDDING.loss, CORRESPONDENCE.metrics
-    ('mse', ('accuracy',))
-    """
-
-    loss: str
-    metrics: tuple[str, ...]
-
-
-#: An embedding near a given one.
-EMBEDDING = Objective("mse", ("mae", "mse"))
-
-#: Whether image and sound are of one video; see the network `avc`.
-CORRESPONDENCE = Objective("categorical_crossentropy", ("accuracy",))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How to train; the defaults are EdgeL3's.
-
-    Attributes
-    ----------
-    epochs : int
-        At most.
-    learning_rate : float
-        Adam's, at the start.
-    early_stopping_patience : int
-        Epochs without a validation loss lower by `min_delta` before the run ends.
-    min_delta : float
-        In units of the loss.
-    schedule : {"plateau", "cosine"}
-        Of the learning rate: multiplied by `plateau_factor` after `plateau_patience` epochs
-        without a better validation loss; or half a cosine from the start to the last of `epochs`,
-        which gets more out of a fixed small number of epochs.
-    plateau_patience, plateau_factor : int, float
-    checkpoint_interval : int
-        Epochs between numbered checkpoints; 0 for none.
-    checkpoint_minutes : float
-        Between checkpoints within an epoch, of which the latest is kept; 0 for none.
-    batch_norm : {"train", "freeze", "keep"}
-        "train" normalises by each batch and trains scale and shift, as EdgeL3. "freeze" first
-        measures the statistics of the pruned network on training data, then trains the weights
-        with BatchNorm as inference has it: what is trained is what is deployed, which wants far
-        fewer steps. "keep" does so without the measurement, to go on from a network that was
-        trained: its weights are used to its statistics.
-    seed : int
-
-    Raises
-    ------
-    ParameterError
-        A value outside its range.
-
-    Examples
-    --------
-    >>> Recipe().learning_rate
-    1e-05
-    """
-
-    epochs: int = 300
-    learning_rate: float = 1e-5
-    early_stopping_patience: int = 10
-    min_delta: float = 1e-4
-    schedule: str = "plateau"
-    plateau_patience: int = 5
-    plateau_factor: float = 0.1
-    checkpoint_interval: int = 10
-    checkpoint_minutes: float = 10
-    batch_norm: str = "train"
-    seed: int = 20180216
-
-    def __post_init__(self):
-        for name, value, least in (
-            ("epochs", self.epochs, 1),
-            ("early_stopping_patience", self.early_stopping_patience, 0),
-            ("plateau_patience", self.plateau_patience, 0),
-            ("checkpoint_interval", self.checkpoint_interval, 0),
-            ("seed", self.seed, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
-        if self.seed >= 2**32:
-            raise ParameterError(f"seed={self.seed} is not below 2^32, as NumPy's seeds are")
-        if self.schedule not in ("plateau", "cosine"):
-            raise ParameterError(f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine'")
-        for name in ("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"):
-            if isinstance(getattr(self, name), bool) or not isinstance(
-                getattr(self, name), int | float | np.number
-            ):
-                raise ParameterError(f"{name}={getattr(self, name)!r} is not a number")
-        if not 0 < self.learning_rate < math.inf:
-            raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
-        for name in ("min_delta", "checkpoint_minutes"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ParameterError(f"{name}={getattr(self, name)} is not a number ≥ 0")
-        if not 0 < self.plateau_factor < 1:
-            raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
-        if self.batch_norm not in ("train", "freeze", "keep"):
-            raise ParameterError(
-                f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze', 'keep'"
-            )
 
 
 def fit(
@@ -171,12 +56,12 @@ def fit(
     resume: bool = False,
     quiet: bool = False,
 ) -> list[dict[str, float]]:
-    """Train a network in place, to the weights of its best validation loss.
+    """Train a network in place, to the weights of its best epoch by the recipe's `best_by`.
 
     After each epoch, every `checkpoint_minutes` within one, and when SIGTERM or SIGUSR1 asks the
     run to end, `model_latest.h5` is written in one go, with all that the run's future depends on: a
     resumed run continues from there bit for bit on CPU. `model_best_valid_loss.h5` is the best
-    epoch so far; `history.csv` the history for people; `tensorboard/` the same for TensorBoard.
+    epoch so far, whatever figure chooses it; `history.csv` the history for people; `tensorboard/` the same for TensorBoard.
 
     Layers that are not trainable are left as they are: BatchNorm among them computes as inference
     does, and masks in them do not change.
@@ -260,6 +145,8 @@ def fit(
         pruner.set_model(network)
         settled, final = pruner.epochs(steps_per_epoch, recipe.epochs)
         pruner.training_batches = batches = one_at_a_time(batches)
+    best_by, sign = _figure(recipe, objective)
+    final = max(final, recipe.best_from)
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
     norms = trained_norms(network)
@@ -283,19 +170,21 @@ def fit(
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
             _compile(network, recipe.learning_rate, objective, devices)
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
+            # Checkpoints from before there was a choice do not tell it.
+            data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}
+            data |= {"best_from": recipe.best_from} if recipe.best_from else {}
             devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
                 place = f"{len(progress.history)} {progress.step}"
                 devices.check_alike(f"the checkpoint in {output_dir}", place.encode())
-            stopper, schedule = _rules(recipe, settled)
-            replay = _Replay([stopper, schedule], list(progress.history), recipe.learning_rate)
+            rules = _rules(recipe, settled, best_by, sign)
+            replay = _Replay(rules, list(progress.history), recipe.learning_rate)
             if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):
                 callbacks = [
                     *([] if pruner is None else [pruner]),
-                    stopper,
-                    schedule,
+                    *rules,
                     replay,
                     *([_tensorboard(output_dir)] if devices.chief else []),
                     Keeper(
@@ -308,6 +197,8 @@ def fit(
                         pruner,
                         signals,
                         devices,
+                        best_by,
+                        sign,
                     ),
                 ]
                 # A bar on a terminal, a line an epoch in a job's log.
@@ -330,11 +221,12 @@ def _take_best(network: keras.Model, output_dir: Path, devices: Devices) -> None
         take_weights(network, load_network(output_dir / BEST))
         return
     # Over a network file system the others could still see an older file.
-    values = [layer.get_weights() for layer in network.layers]
+    layers = [layer for layer in network.layers if layer.weights]
+    values = [layer.get_weights() for layer in layers]
     if devices.chief:
         best = load_network(output_dir / BEST)
-        values = [layer.get_weights() for layer in best.layers]
-    for layer, each in zip(network.layers, values, strict=True):
+        values = [layer.get_weights() for layer in best.layers if layer.weights]
+    for layer, each in zip(layers, values, strict=True):
         layer.set_weights(devices.from_chief(each))
 
 
@@ -359,7 +251,7 @@ def _compile(
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         network.compile(
             optimizer,
-            loss=objective.loss,
+            loss=keras.losses.get(objective.loss),
             metrics=list(objective.metrics),
             jit_compile=devices.xla or None,
         )
@@ -436,23 +328,37 @@ def _train(
             every.on_train_end()  # closes TensorBoard's files
 
 
-def _rules(recipe: Recipe, settled: int) -> tuple[keras.callbacks.Callback, ...]:
+def _figure(recipe: Recipe, objective: Objective) -> tuple[str, int]:
+    """What chooses the best epoch, as the history calls it; 1 if the lowest is best, else -1."""
+    if recipe.best_by not in ("loss", *objective.metrics):
+        raise ParameterError(
+            f"best_by={recipe.best_by!r}; this training has {', '.join(('loss', *objective.metrics))}"
+        )
+    return f"val_{recipe.best_by}", 1 if recipe.best_by in ("loss", "mse", "mae") else -1
+
+
+def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.callbacks.Callback]:
     """What ends a run early, and what changes its learning rate; from an epoch on."""
     stopper = keras.callbacks.EarlyStopping(
-        "val_loss",
+        best_by,
+        mode="min" if sign > 0 else "max",
         min_delta=recipe.min_delta,
         patience=recipe.early_stopping_patience,
-        start_from_epoch=settled,
+        start_from_epoch=max(settled, recipe.best_from),
     )
+    if recipe.schedule == "constant":
+        return [stopper]
     if recipe.schedule == "cosine":
-        return stopper, keras.callbacks.LearningRateScheduler(
+        schedule: keras.callbacks.Callback = keras.callbacks.LearningRateScheduler(
             lambda epoch: (
                 recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
             )
         )
-    return stopper, _LatePlateau(
-        settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
-    )
+    else:
+        schedule = _LatePlateau(
+            settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+        )
+    return [stopper, schedule]
 
 
 class _Replay(keras.callbacks.Callback):

@@ -316,6 +316,7 @@ def cached_targets(
     *,
     batch_size: int = 64,
     quiet: bool = False,
+    what: str = "teacher",
 ) -> np.ndarray:
     """What a teacher says of every window, computed once and kept on disk.
 
@@ -334,6 +335,8 @@ def cached_targets(
         Windows per call of `predict`.
     quiet : bool
         No progress bar.
+    what : str
+        Names the progress bar: what computes.
 
     Returns
     -------
@@ -363,7 +366,7 @@ def cached_targets(
         if not path.is_file() or path.stat().st_size != len(source) * row:
             partial = path.with_suffix(".part")
             try:
-                _append_targets(source, predict, size, partial, batch_size, quiet)
+                _append_targets(source, predict, size, partial, batch_size, quiet, what)
                 os.replace(partial, path)
             except OSError as error:
                 raise L3PruneError(f"cannot write {path}: {error.strerror}") from error
@@ -377,6 +380,7 @@ def _append_targets(
     partial: Path,
     batch_size: int,
     quiet: bool,
+    what: str,
 ) -> None:
     """Complete a file of target rows from where it ends."""
     done = partial.stat().st_size // (size * 4) if partial.is_file() else 0
@@ -386,7 +390,7 @@ def _append_targets(
         tqdm(
             total=len(source),
             initial=done,
-            desc="teacher",
+            desc=what,
             unit="window",
             disable=quiet or None,
         ) as progress,

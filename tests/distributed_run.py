@@ -18,8 +18,9 @@ from l3prune.checkpoints import LATEST, Keeper
 from l3prune.errors import command
 from l3prune.gradual import GradualPruning, sparsity_schedule
 from l3prune.networks import create_network
+from l3prune.recipes import Recipe
 from l3prune.rigl import RigL
-from l3prune.training import Recipe, fit
+from l3prune.training import fit
 from tests.test_gradual_runs import student
 
 STEPS, EPOCHS, BATCH = 6, 3, 4

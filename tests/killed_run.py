@@ -8,7 +8,8 @@ from pathlib import Path
 
 from l3prune.checkpoints import LATEST
 from l3prune.gradual import GradualPruning, sparsity_schedule
-from l3prune.training import Recipe, fit
+from l3prune.recipes import Recipe
+from l3prune.training import fit
 from tests.test_gradual_runs import noise, student, validation
 
 STEPS, EPOCHS = 6, 6

@@ -15,7 +15,8 @@ from classifier.model import Classifier, fit_model, load_classifier
 from classifier.results import CrossValidation, FoldResult, class_table, save_confusion
 from classifier.search import Search, candidates
 from classifier.shallow import ForestRecipe, SVMRecipe
-from classifier.splits import split_clips, split_folds
+from classifier.splits import split_clips
+from l3prune.datasets.splits import split_folds
 from classifier.train import cross_validate, train_fold
 from l3prune.errors import L3PruneError, ParameterError
 from tests.test_classifier import QUICK, files_below, toy_features

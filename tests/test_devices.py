@@ -17,7 +17,8 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, sparsity_schedule
 from l3prune.layers import LogMelSpectrogram, SharedBatchNormalization
 from l3prune.networks import create_network
-from l3prune.training import Recipe, fit
+from l3prune.recipes import Recipe
+from l3prune.training import fit
 from tests.distributed_run import numbers, read
 from tests.test_gradual_runs import noise, student, validation
 

@@ -14,7 +14,8 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.evaluation import Report, embedding_mse, measure
 from l3prune.networks import create_network, inference
 from l3prune.plan import plan_layerwise
-from l3prune.training import Recipe, fit
+from l3prune.recipes import Recipe
+from l3prune.training import fit
 from l3prune.weights import load_network, read_attachment
 from l3prune.windows import Resampled, open_windows
 

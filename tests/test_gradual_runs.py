@@ -15,8 +15,9 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, layer_by_layer, prunable, sparsity_schedule
 from l3prune.networks import create_network, inference
 from l3prune.plan import PruningPlan
+from l3prune.recipes import Recipe
 from l3prune.rigl import RigL
-from l3prune.training import Recipe, fit
+from l3prune.training import fit
 from l3prune.weights import load_network
 from tests.masked_training import sparse_mask
 

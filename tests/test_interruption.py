@@ -17,8 +17,8 @@ from l3prune.checkpoints import BEST, LATEST, Keeper
 from l3prune.errors import Interrupted, L3PruneError, command
 from l3prune.options import parse
 from l3prune.pruning import main as prune
+from l3prune.recipes import Recipe
 from l3prune.retraining import recipe_of
-from l3prune.training import Recipe
 from l3prune.weights import load_network, read_attachment
 from tests.commands import RETRAIN, run_folder
 from tests.test_gradual_runs import STEPS, polynomial, regrown, run, sequence, student

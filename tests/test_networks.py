@@ -8,7 +8,7 @@ from l3prune import graph, surgery
 from l3prune.allocation import EDGEL3_LISTS
 from l3prune.criteria import ConvWeights
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.networks import avc, create_network, inference, list_networks, network_config
+from l3prune.networks import avc, cnn14, create_network, inference, list_networks, network_config
 from l3prune.networks.l3 import (
     CONV_NAMES,
     SPECS,
@@ -36,6 +36,10 @@ TABLE_II = [
     ([0, 95, 96, 97, 97, 98, 98.65, 98], 98.00, 93546),
     ([0, 94, 96, 99, 99, 99, 99, 99.2], 99.00, 46729),
 ]
+
+#: Arguments of small networks, other than those with two filters in each of eight convolutions.
+_SMALL_CNN14 = {"filters": [2] * 12, "units": 3, "classes": 4, "samples": 9920}
+SMALL = dict.fromkeys(cnn14.NETWORKS, _SMALL_CNN14)
 
 KERNELS = {
     "conv_1": (3, 3, 1, 64),
@@ -97,7 +101,7 @@ def test_macs_of_the_paper():
 
 @pytest.mark.parametrize("name", [each for each in list_networks() if each not in avc.NETWORKS])
 def test_every_network_builds_saves_and_reloads(name, tmp_path):
-    network = create_network(name, filters=[2] * 8)
+    network = create_network(name, **SMALL.get(name, {"filters": [2] * 8}))
     path = tmp_path / "net.h5"
     save_network(network, path)
     loaded = load_network(path)

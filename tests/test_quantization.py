@@ -31,9 +31,9 @@ from l3prune.quantized_training import (
     distill_quantized,
     quantizing,
 )
+from l3prune.recipes import Recipe
 from l3prune.sparse import SparseModel, load_program
 from l3prune.sparse.convert import program_of
-from l3prune.training import Recipe
 from l3prune.weights import load_network, read_attachment, save_network
 from tests.conftest import make_sounds, make_tiny
 

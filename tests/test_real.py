@@ -8,7 +8,7 @@ from l3prune.datasets import load_dataset
 from l3prune.distillation import distill
 from l3prune.evaluation import embedding_mse
 from l3prune.plan import plan_global
-from l3prune.training import Recipe
+from l3prune.recipes import Recipe
 from l3prune.windows import AudioFiles
 
 pytestmark = pytest.mark.shared

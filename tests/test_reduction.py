@@ -16,6 +16,7 @@ from l3prune.distillation import distill, open_pair, unexplained_variance
 from l3prune.errors import Interrupted, L3PruneError, ParameterError
 from l3prune.networks import create_network, inference, network_config
 from l3prune.plan import plan_layerwise
+from l3prune.recipes import Recipe
 from l3prune.reduction import (
     LINEAR_MAP,
     REDUCTION,
@@ -25,7 +26,6 @@ from l3prune.reduction import (
     unexplained,
     with_linear_map,
 )
-from l3prune.training import Recipe
 from l3prune.weights import load_network
 from l3prune.windows import open_windows
 from tests.conftest import make_sounds, make_tiny

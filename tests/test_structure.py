@@ -22,6 +22,7 @@ LEVELS = [
     {
         "audio",
         "labels",
+        "log_mel",
         "download",
         "curves",
         "runs",

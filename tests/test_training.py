@@ -11,8 +11,9 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.gradual import GradualPruning, prunable, sparsity_schedule
 from l3prune.networks import create_network
 from l3prune.networks.avc import PARTS, part_of
+from l3prune.recipes import CORRESPONDENCE, Objective, Recipe
 from l3prune.rigl import RigL
-from l3prune.training import CORRESPONDENCE, Objective, Recipe, fit
+from l3prune.training import fit
 from l3prune.weights import load_network
 
 

@@ -31,6 +31,11 @@ class Clip:
     original : str or None
         Stem of the official clip that this one is an augmented copy of; None for an official clip.
         Copies may only be trained on.
+    group : str or None
+        What clips share that have to be on one side of a split, such as the place where they were
+        recorded; None where the corpus has no such thing but its folds.
+    device : str or None
+        What the clip was recorded with, where the corpus tells.
 
     Examples
     --------
@@ -42,6 +47,8 @@ class Clip:
     fold: int
     target: int
     original: str | None = None
+    group: str | None = None
+    device: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ _BUILDERS: dict[str, Callable[..., Any]] = {}
 #: Network -> builder arguments that say how wide it is; of builders that do not take `filters`.
 _WIDTHS: dict[str, Callable[[Any], dict[str, Any]]] = {}
 
+#: Network -> from its arguments, the filters and units of all its layers that have such, in order.
+_CLAIMED: dict[str, Callable[[dict[str, Any]], tuple[int, ...]]] = {}
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -44,7 +47,9 @@ class NetworkConfig:
 
 
 def network(
-    name: str, widths: Callable[[Any], dict[str, Any]] | None = None
+    name: str,
+    widths: Callable[[Any], dict[str, Any]] | None = None,
+    claimed: Callable[[dict[str, Any]], tuple[int, ...]] | None = None,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a builder, keyword arguments -> keras.Model, under `name` (a decorator).
 
@@ -54,6 +59,10 @@ def network(
     widths : callable, keras.Model -> dict, or None
         The arguments with which the builder makes a network as wide as a given one, which surgery
         made narrower. None: `filters`, of all convolutions in their order.
+    claimed : callable, arguments -> tuple of int, or None
+        The filters of convolutions and units of dense layers, in their order, of the network that
+        the builder makes with these arguments: a weight file must hold as many before anything is
+        built from what it says. None: of families that `detection` knows by itself.
 
     Examples
     --------
@@ -69,6 +78,8 @@ def network(
         _BUILDERS[name] = builder
         if widths is not None:
             _WIDTHS[name] = widths
+        if claimed is not None:
+            _CLAIMED[name] = claimed
         return builder
 
     return register
@@ -197,6 +208,19 @@ def narrowed_config(config: NetworkConfig, built) -> NetworkConfig:
     if "embedding_size" in arguments:
         arguments["embedding_size"] = built.output_shape[1]
     return replace(config, arguments=arguments)
+
+
+def claimed_widths(config: NetworkConfig) -> tuple[int, ...] | None:
+    """Filters and units of all layers that have such, in order; None if the network tells none.
+
+    Examples
+    --------
+    >>> claimed_widths(NetworkConfig("cnn14", {"classes": 10}))[-3:]
+    (2048, 2048, 10)
+    """
+    list_networks()  # imports them
+    claimed = _CLAIMED.get(config.name)
+    return None if claimed is None else claimed(config.arguments)
 
 
 def _filters(built) -> dict[str, Any]:

@@ -1,0 +1,141 @@
+"""What training makes small, and how it goes about it. No TensorFlow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from l3prune.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What training makes small, and what it reports beside that.
+
+    Attributes
+    ----------
+    loss : str or mapping
+        Of Keras: its name, or class_name and config. The network's weight decay is added to it.
+    metrics : tuple of str
+        Of Keras.
+
+    Examples
+    --------
+    >>> EMBEDDING.loss, CORRESPONDENCE.metrics
+    ('mse', ('accuracy',))
+    """
+
+    loss: str | Mapping[str, Any]
+    metrics: tuple[str, ...]
+
+
+#: An embedding near a given one.
+EMBEDDING = Objective("mse", ("mae", "mse"))
+
+#: Whether image and sound are of one video; see the network `avc`.
+CORRESPONDENCE = Objective("categorical_crossentropy", ("accuracy",))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train; the defaults are EdgeL3's.
+
+    Attributes
+    ----------
+    epochs : int
+        At most.
+    learning_rate : float
+        Adam's, at the start.
+    best_by : str
+        Which validation figure chooses the epoch whose weights are kept: "loss", of which the
+        lowest is best, or one of the objective's metrics, of which the highest is, or of errors
+        the lowest.
+    best_from : int
+        So many epochs at the start cannot be the best, and no run ends within them.
+    early_stopping_patience : int
+        Epochs without a validation figure better by `min_delta` before the run ends.
+    min_delta : float
+        In units of the figure.
+    schedule : {"plateau", "cosine", "constant"}
+        Of the learning rate: multiplied by `plateau_factor` after `plateau_patience` epochs
+        without a better validation loss; or half a cosine from the start to the last of `epochs`,
+        which gets more out of a fixed small number of epochs; or left as it is.
+    plateau_patience, plateau_factor : int, float
+    checkpoint_interval : int
+        Epochs between numbered checkpoints; 0 for none.
+    checkpoint_minutes : float
+        Between checkpoints within an epoch, of which the latest is kept; 0 for none.
+    batch_norm : {"train", "freeze", "keep"}
+        "train" normalises by each batch and trains scale and shift, as EdgeL3. "freeze" first
+        measures the statistics of the pruned network on training data, then trains the weights
+        with BatchNorm as inference has it: what is trained is what is deployed, which wants far
+        fewer steps. "keep" does so without the measurement, to go on from a network that was
+        trained: its weights are used to its statistics.
+    seed : int
+
+    Raises
+    ------
+    ParameterError
+        A value outside its range.
+
+    Examples
+    --------
+    >>> Recipe().learning_rate
+    1e-05
+    """
+
+    epochs: int = 300
+    learning_rate: float = 1e-5
+    best_by: str = "loss"
+    best_from: int = 0
+    early_stopping_patience: int = 10
+    min_delta: float = 1e-4
+    schedule: str = "plateau"
+    plateau_patience: int = 5
+    plateau_factor: float = 0.1
+    checkpoint_interval: int = 10
+    checkpoint_minutes: float = 10
+    batch_norm: str = "train"
+    seed: int = 20180216
+
+    def __post_init__(self):
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("best_from", self.best_from, 0),
+            ("early_stopping_patience", self.early_stopping_patience, 0),
+            ("plateau_patience", self.plateau_patience, 0),
+            ("checkpoint_interval", self.checkpoint_interval, 0),
+            ("seed", self.seed, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
+        if self.seed >= 2**32:
+            raise ParameterError(f"seed={self.seed} is not below 2^32, as NumPy's seeds are")
+        if self.schedule not in ("plateau", "cosine", "constant"):
+            raise ParameterError(
+                f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine', 'constant'"
+            )
+        if self.best_from >= self.epochs:
+            raise ParameterError(
+                f"best_from={self.best_from} leaves none of {self.epochs} epochs to be the best"
+            )
+        for name in ("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"):
+            if isinstance(getattr(self, name), bool) or not isinstance(
+                getattr(self, name), int | float | np.number
+            ):
+                raise ParameterError(f"{name}={getattr(self, name)!r} is not a number")
+        if not 0 < self.learning_rate < math.inf:
+            raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
+        for name in ("min_delta", "checkpoint_minutes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ParameterError(f"{name}={getattr(self, name)} is not a number ≥ 0")
+        if not 0 < self.plateau_factor < 1:
+            raise ParameterError(f"plateau_factor={self.plateau_factor} is not in (0, 1)")
+        if self.batch_norm not in ("train", "freeze", "keep"):
+            raise ParameterError(
+                f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze', 'keep'"
+            )
