@@ -49,7 +49,7 @@ LEVELS = [
     {"distillation", "correspondence", "quantization"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "retraining"},
+    {"images", "edgel3", "comparison", "retraining", "tagging"},
     {"openl3"},
     {
         "pruning",
