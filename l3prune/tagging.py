@@ -286,16 +286,11 @@ def tag_frames(
     if several:
         raise ParameterError("scores over time are of one recording; call it for each")
     samples = next(recordings)
+    length, hop = window_samples(tagger, window, hop_size)
     if tagger.segments is not None:
-        if window is not None or hop_size is not None:
-            raise ParameterError(
-                f"{tagger.name} scores every 10 ms; window and hop_size are for other networks"
-            )
-        tagger.check_length(len(samples))
         frames = cnn14.FRONT_END.frames(len(samples))
         segmentwise = np.concatenate(list(_segments(samples, tagger)))[np.newaxis, :, np.newaxis]
         return cnn14.framewise(segmentwise, frames)[0], np.arange(frames) / 100
-    length, hop = _window(tagger, window, hop_size)
     # Its windows are of one second: of `length` samples, at a rate of so many. Half a sample keeps
     # the hop from being rounded down.
     windows = frame_audio(samples, length, hop_size=(hop + 0.5) / length, center=False)
@@ -306,6 +301,45 @@ def tag_frames(
     ]
     seconds = (np.arange(len(windows)) * hop + length / 2) / tagger.sample_rate
     return np.concatenate(framewise), seconds
+
+
+def window_samples(tagger: Tagger, window: float | None, hop_size: float | None) -> tuple[int, int]:
+    """Samples of a window of `tag_frames`, and between windows; its arguments in seconds.
+
+    Raises
+    ------
+    ParameterError
+        See `tag_frames`.
+
+    Examples
+    --------
+    >>> tagger = load_tagger(create_network("cnn14", filters=cnn14.narrow(32), units=64))
+    >>> window_samples(tagger, None, 0.25)
+    (64000, 8000)
+    """
+    given = {"window": window, "hop_size": hop_size}
+    for name, value in given.items():
+        if value is not None and not (is_positive(value) and 1 <= value * tagger.sample_rate < 2e9):
+            raise ParameterError(f"{name}={value!r} is not a positive number of seconds")
+        if value is not None and tagger.segments is not None:
+            raise ParameterError(
+                f"{tagger.name} scores every 10 ms; window and hop_size are for other networks"
+            )
+    fixed = tagger.samples
+    if window is None:
+        length = fixed or round(WINDOW * tagger.sample_rate)
+    else:
+        length = round(window * tagger.sample_rate)
+        if fixed is not None and length != fixed:
+            raise ParameterError(
+                f"window={window}: {tagger.name} takes {fixed / tagger.sample_rate:g} s; leave "
+                "it out"
+            )
+        if length < tagger.least:
+            raise ParameterError(
+                f"window={window}: {tagger.name} needs {tagger.least / tagger.sample_rate:g} s"
+            )
+    return length, round((HOP if hop_size is None else hop_size) * tagger.sample_rate)
 
 
 def _activation(network: keras.Model) -> str:
@@ -432,25 +466,6 @@ def _clips(samples: np.ndarray, tagger: Tagger) -> list[np.ndarray]:
     return list(
         np.pad(samples, (0, parts * tagger.samples - len(samples))).reshape(parts, tagger.samples)
     )
-
-
-def _window(tagger: Tagger, window: float | None, hop_size: float | None) -> tuple[int, int]:
-    """Samples of a window, and between windows."""
-    for name, value in (("window", window), ("hop_size", hop_size)):
-        if value is not None and not (is_positive(value) and value * tagger.sample_rate >= 1):
-            raise ParameterError(f"{name}={value!r} is not a positive number of seconds")
-    fixed = tagger.samples
-    if window is None:
-        length = fixed or round(WINDOW * tagger.sample_rate)
-    else:
-        length = round(window * tagger.sample_rate)
-        if fixed is not None and length != fixed:
-            raise ParameterError(
-                f"window={window}: {tagger.name} takes {fixed / tagger.sample_rate:g} s; leave "
-                "it out"
-            )
-        tagger.check_length(length)
-    return length, round((HOP if hop_size is None else hop_size) * tagger.sample_rate)
 
 
 def _segments(samples: np.ndarray, tagger: Tagger) -> Iterator[np.ndarray]:

@@ -50,7 +50,7 @@ LEVELS = [
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "retraining", "tagging"},
-    {"openl3"},
+    {"openl3", "views"},
     {
         "pruning",
         "sensitivity",
@@ -59,6 +59,8 @@ LEVELS = [
         "avc_data",
         "export",
         "quantize",
+        "tag",
+        "live",
         "__main__",
     },
 ]
@@ -197,6 +199,8 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.datasets.scenes",
         "l3prune.train_avc",
         "l3prune.quantize",
+        "l3prune.tag",
+        "l3prune.live",
         "l3prune.avc_data",
         "l3prune.avc_data subsets",
         "l3prune.avc_data shards",
