@@ -104,6 +104,18 @@ class FileSource:
         """For people."""
         return os.path.basename(self.path)
 
+    def check(self) -> None:
+        """Refuse what is no recording.
+
+        Raises
+        ------
+        ParameterError
+            See `audio.open_audio`; or it has no samples.
+        """
+        with open_audio(self.path) as file:
+            if not file.frames:
+                raise ParameterError(f"{self.path} has no samples; give another recording")
+
     def blocks(self, rate: int, ended: threading.Event) -> Iterator[np.ndarray]:
         """Its sound at a sample rate, (n,) float32, n at most `BLOCK`, until it or `ended` ends."""
         start, count = time.monotonic(), 0

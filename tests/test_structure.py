@@ -33,6 +33,7 @@ LEVELS = [
     },
     {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse", "streaming"},
+    {"web"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation"},
     {"budget"},
