@@ -35,7 +35,8 @@ LEVELS = [
     {"configs", "recipes", "metrics"},
     {"arguments"},
     {"options", "c_header", "export_formats", "model_card"},
-    {"plan", "datasets", "published", "sparse"},
+    {"plan", "datasets", "published", "sparse", "streaming"},
+    {"web"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation", "labelled"},
     {"budget"},
@@ -52,10 +53,10 @@ LEVELS = [
     {"distillation", "correspondence", "quantization", "classification"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "corpus"},
+    {"images", "edgel3", "comparison", "corpus", "tagging"},
     {"retraining"},
     {"label_training"},
-    {"openl3"},
+    {"openl3", "views"},
     {
         "pruning",
         "sensitivity",
@@ -66,11 +67,13 @@ LEVELS = [
         "export",
         "convert",
         "quantize",
+        "tag",
+        "live",
         "__main__",
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:10])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:11])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -206,6 +209,8 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.train",
         "l3prune.train_avc",
         "l3prune.quantize",
+        "l3prune.tag",
+        "l3prune.live",
         "l3prune.avc_data",
         "l3prune.avc_data subsets",
         "l3prune.avc_data shards",
