@@ -39,10 +39,10 @@ LEVELS = [
     {"web"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation", "labelled"},
-    {"budget"},
+    {"budget", "augmentation"},
     # Networks, read and written.
     {"layers", "layouts"},
-    {"networks", "channels"},
+    {"networks", "channels", "packed_clips"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices"},
