@@ -122,7 +122,8 @@ def load_dataset(
     >>> load_dataset("us9k", ".")
     Traceback (most recent call last):
         ...
-    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: dcase2013, esc50, us8k
+    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: dcase2013, dcase2021, esc50,
+    us8k
     """
     known = list_datasets()
     if name not in known:
