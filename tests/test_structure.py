@@ -43,7 +43,7 @@ LEVELS = [
     {"networks", "channels"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
-    {"batches", "devices"},
+    {"batches", "devices", "dropout"},
     {"weights", "gradual", "scan", "timing", "batch_norm", "litert"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
