@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import tf_keras as keras
 
+from l3prune import dropout
 from l3prune.batches import Batches, Inputs
 
 
@@ -36,11 +37,13 @@ def measure_batch_norm(
     """
     layers = trained_norms(network)
     momenta = [layer.momentum for layer in layers]
-    for number in range(count):
-        inputs, _ = next(batches)
-        for layer in layers:
-            layer.momentum = number / (number + 1)  # so that every batch counts alike
-        network(inputs, training=True)
+    # As inference has it, nothing is dropped.
+    with dropout.off(network):
+        for number in range(count):
+            inputs, _ = next(batches)
+            for layer in layers:
+                layer.momentum = number / (number + 1)  # so that every batch counts alike
+            network(inputs, training=True)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
 

@@ -226,7 +226,7 @@ def tagging_report(
                 "average_precision": float(precisions[number]),
                 "auc": float(areas[number]),
             }
-            for number in np.flatnonzero(scored)
+            for number in np.flatnonzero(scored).tolist()
         },
     }
 

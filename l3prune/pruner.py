@@ -413,7 +413,8 @@ def _plan_named(
                 f"there is no layer {name!r} to take filters or units of; known: "
                 f"{', '.join(weights)}"
             )
-    together, places = [], {}
+    together: list[list[str]] = []
+    places: dict[str, np.ndarray] = {}
     for group in graph.filter_groups(network):
         named = [name for name in group.filters if name in layers]
         if not named:

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import __version__, graph
+from l3prune import __version__, dropout, graph
 from l3prune.batch_norm import measure_and_freeze, set_trainable, trained_norms
 from l3prune.batches import Batches, Inputs, Numbered, datasets, one_at_a_time
 from l3prune.checkpoints import (
@@ -170,6 +170,8 @@ def fit(
             if pruner is not None:
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
             _compile(network, recipe.learning_rate, objective, devices)
+            steps = network.optimizer.iterations
+            held.enter_context(dropout.by_step(network, recipe.seed, steps))
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
             # Checkpoints from before there was a choice do not tell it.
             data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}

@@ -80,6 +80,30 @@ def make_audioset(root: Path) -> Path:
     return root
 
 
+def make_dcase2021(root: Path) -> Path:
+    """Three clips of two scenes, three places and devices; one is tested on. A fourth is unused."""
+    rows = [
+        ("audio/bus-lyon-1018-40000-a.wav", "bus", "lyon-1018", "a"),
+        ("audio/airport-paris-203-6126-b.wav", "airport", "paris-203", "b"),
+        ("audio/airport-milan-10-291-s4.wav", "airport", "milan-10", "s4"),
+        ("audio/tram-vienna-285-8639-c.wav", "tram", "vienna-285", "c"),
+    ]
+    for file, *_ in rows[:3]:
+        write_sound(root / file)
+    (root / "evaluation_setup").mkdir()
+
+    def write(name, columns, chosen):
+        lines = ["\t".join(row) for row in (columns, *chosen)]
+        (root / name).write_text("\n".join(lines) + "\n")
+
+    write("meta.csv", ("filename", "scene_label", "identifier", "source_label"), rows)
+    both = ("filename", "scene_label")
+    write("evaluation_setup/fold1_train.csv", both, [row[:2] for row in rows[:2]])
+    write("evaluation_setup/fold1_evaluate.csv", both, [rows[2][:2]])
+    write("evaluation_setup/fold1_test.csv", ("filename",), [rows[2][:1]])
+    return root
+
+
 # A miniature tree of three clips, and (fold, stem, label) of each, in the order of the dataset.
 MINIATURES = {
     "us8k": (
@@ -104,6 +128,14 @@ MINIATURES = {
             (1, "--ZhevVpy1s_50", "Motor vehicle (road)"),
             (1, "Y--PJHxphWEs", "Speech"),
             (2, "Y--4gqARaEJE", "Gush"),
+        ],
+    ),
+    "dcase2021": (
+        make_dcase2021,
+        [
+            (1, "airport-paris-203-6126-b", "airport"),
+            (1, "bus-lyon-1018-40000-a", "bus"),
+            (2, "airport-milan-10-291-s4", "airport"),
         ],
     ),
     "dcase2013": (
@@ -144,7 +176,7 @@ def test_missing_folder_is_named(name, tmp_path):
 
 
 # dcase2013 has no list of its clips.
-@pytest.mark.parametrize("name", ["esc50", "us8k"])
+@pytest.mark.parametrize("name", ["dcase2021", "esc50", "us8k"])
 def test_missing_clip_is_named(name, tmp_path):
     make, expected = MINIATURES[name]
     make(tmp_path)
@@ -332,3 +364,53 @@ def test_real_esc10():
         np.testing.assert_array_equal(np.bincount(targets), [8] * 10)
     # ESC-50's own name of a clip is fold-source-take-target.
     assert all(int(clip.path.name.split("-")[0]) == clip.fold for clip in dataset.clips)
+
+
+def test_scenes_have_places_and_devices(tmp_path):
+    clips = load_dataset("dcase2021", make_dcase2021(tmp_path)).clips
+    assert [(clip.group, clip.device) for clip in clips] == [
+        ("paris-203", "b"),
+        ("lyon-1018", "a"),
+        ("milan-10", "s4"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("meta.csv", "identifier", "id", r"meta.csv has no column identifier; .* tabs between"),
+        ("meta.csv", "\t", ",", "meta.csv has no column filename, scene_label, .* tabs between"),
+        ("meta.csv", "\tbus\t", "\tbuss\t", "meta.csv line 2: scene 'buss' is unknown; known: air"),
+        ("meta.csv", "\tb\n", "\tx\n", r"line 3: device 'x' is unknown; known: a, b, c, s1"),
+        (
+            "meta.csv",
+            "bus-lyon-1018-40000-a",
+            "airport-paris-203-6126-b",
+            "line 3: .* listed twice",
+        ),
+        ("meta.csv", "audio/bus", "audio/Bus", r"fold1_train.csv line 2: .* not in meta.csv"),
+        ("evaluation_setup/fold1_train.csv", "\tbus", "\ttram", "is of tram here and of bus in"),
+        (
+            "evaluation_setup/fold1_train.csv",
+            "bus-lyon-1018-40000-a.wav\tbus",
+            "airport-milan-10-291-s4.wav\tairport",
+            "fold1_evaluate.csv line 2: .* listed twice",
+        ),
+        ("evaluation_setup/fold1_train.csv", "scene_label", "label", "no column scene_label"),
+        ("evaluation_setup/fold1_test.csv", "milan", "rome", "list different clips, such as audio"),
+    ],
+)
+def test_scene_lists_that_are_wrong(tmp_path, file, old, new, message):
+    path = make_dcase2021(tmp_path) / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    with pytest.raises(L3PruneError, match=message):
+        load_dataset("dcase2021", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["meta.csv", "evaluation_setup/fold1_evaluate.csv"])
+def test_a_missing_scene_list_is_named(tmp_path, name):
+    (make_dcase2021(tmp_path) / name).unlink()
+    with pytest.raises(L3PruneError, match=f"{name} is missing; give the folder that holds meta"):
+        load_dataset("dcase2021", tmp_path)

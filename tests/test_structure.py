@@ -45,7 +45,7 @@ LEVELS = [
     {"networks", "channels", "packed_clips"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
-    {"batches", "devices"},
+    {"batches", "devices", "dropout"},
     {"weights", "gradual", "scan", "timing", "batch_norm", "litert", "panns"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},

@@ -10,6 +10,9 @@ from l3prune.audio import AUDIO_EXTENSIONS
 from l3prune.datasets import Clip, Dataset
 from l3prune.errors import L3PruneError
 
+#: What stands between columns, where that is not a comma.
+_BETWEEN = {"\t": ", with tabs between them"}
+
 
 @dataclass(frozen=True)
 class CsvLayout:
@@ -136,7 +139,9 @@ def load_csv_corpus(name: str, data_dir: Path, layout: CsvLayout) -> Dataset:
     return Dataset(name, clips, tuple(labels[target] for target in order))
 
 
-def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+def read_rows(
+    path: Path, columns: tuple[str, ...], delimiter: str = ","
+) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of every row of a csv; each of `columns` is present and not empty.
 
     Raises
@@ -156,12 +161,12 @@ def read_rows(path: Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str,
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
+            reader = csv.DictReader(file, delimiter=delimiter)
             absent = [column for column in columns if column not in (reader.fieldnames or ())]
             if absent:
                 raise L3PruneError(
                     f"{path} has no column {', '.join(absent)}; its first line must name "
-                    f"{', '.join(columns)}"
+                    f"{', '.join(columns)}{_BETWEEN.get(delimiter, '')}"
                 )
             for row in reader:
                 values = {column: (row[column] or "").strip() for column in columns}

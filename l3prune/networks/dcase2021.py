@@ -118,8 +118,9 @@ def check_normalisation(mean: Sequence[float] | None, std: Sequence[float] | Non
     """
     if mean is None and std is None:
         return
-    good = all(each is not None and len(each) == BANDS for each in (mean, std))
-    if not good or not np.isfinite([mean, std]).all() or min(std or [0]) <= 0:
+    given = [np.array([] if each is None else each, float) for each in (mean, std)]
+    good = all(each.shape == (BANDS,) and np.isfinite(each).all() for each in given)
+    if not good or given[1].min() <= 0:
         raise ParameterError(
             f"a normalisation has mean and std, {BANDS} finite numbers each, those of std positive"
         )
