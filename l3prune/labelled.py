@@ -291,4 +291,5 @@ def label_maps(
         dataset.labels,
         f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
         groups=groups,
+        multi_label=dataset.multi_label,
     )

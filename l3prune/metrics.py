@@ -190,8 +190,8 @@ def tagging_report(
     -------
     report : dict
         clips; log_loss, binary; map and mauc, the means over the classes that have a figure, which
-        are `classes_scored` many; d_prime, of the mean area; by_class: name -> clips,
-        average_precision, auc, of the classes that have both.
+        are `classes_scored` many; d_prime, of the mean area, None where it is infinite; by_class:
+        name -> clips, average_precision, auc, of the classes that have both.
 
     Raises
     ------
@@ -218,7 +218,7 @@ def tagging_report(
         "log_loss": binary_log_loss(probabilities, targets),
         "map": float(precisions[scored].mean()),
         "mauc": area,
-        "d_prime": d_prime(area),
+        "d_prime": d_prime(area) if 0 < area < 1 else None,
         "classes_scored": int(scored.sum()),
         "by_class": {
             labels[number]: {
