@@ -70,7 +70,7 @@ def stored(
     widths = claimed_widths(config)
     if widths is not None:
         held = _widths(content.layers)
-        if name not in (None, config.name):
+        if name not in (None, config.name, ANY_AUDIO):
             raise L3PruneError(f"{path} holds the network {config.name}, not {name}")
         if widths != held:
             raise L3PruneError(f"{path} claims layers of {widths} filters and holds {held}")
