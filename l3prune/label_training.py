@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from l3prune import litert, models, surgery
 from l3prune.checkpoints import LATEST
-from l3prune.classification import train_on_labels
+from l3prune.classification import objective_of, train_on_labels
 from l3prune.corpus import Corpus
 from l3prune.devices import Devices
 from l3prune.errors import Interrupted, ParameterError
@@ -57,6 +57,7 @@ class LabelTraining(Retraining):
 
     def check(self, pruned: keras.Model) -> None:
         self.corpus.check(pruned)
+        objective_of(pruned, multi_label=False).figure(self.args.best_by)
 
     def open(self, cache_dir: Path) -> None:
         self.corpus.open(self.whole, cache_dir, quiet=self.args.quiet)
