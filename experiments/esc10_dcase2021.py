@@ -4,12 +4,12 @@
 
 For each test fold the network is trained on two folds, the fold before the test fold choosing the
 epoch, with clips repeated to ten seconds; then pruned in five ways, each from that network, and
-retrained: the four entries of configs/dcase2021, and the first of them in one go with its weights
-kept. All is done by `python -m l3prune.train` and `python -m l3prune.pruning` with these configs, but
+retrained: the four entries of configs/dcase2021, and the first of them in one go, its weights kept.
+All is done by `python -m l3prune.train` and `python -m l3prune.pruning` with these configs, but
 for the corpus and the number of epochs.
 
 Finished parts are found again in the work folder, and others go on where they were stopped, so the
-command can be repeated after a stop. The results folder receives results.json, table.md and plot.png.
+command can be repeated after a stop. The results folder receives results.json, table.md, plot.png.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from l3prune.datasets.splits import split_folds
 from l3prune.errors import L3PruneError, command
 from l3prune.files import make_folder, read_json, write_json
 from l3prune.quiet import load_tensorflow
+from l3prune.runs import subset_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -89,7 +90,7 @@ def trained(args: argparse.Namespace, fold: int, seed: int) -> Path:
 def pruned(args: argparse.Namespace, fold: int, seed: int, weights: Path, config: str) -> Path:
     from l3prune.pruning import main
 
-    kind = Path(args.work) / "embedding/pruning_labels" / Path(args.data).resolve().name
+    kind = Path(args.work) / "embedding/pruning_labels" / subset_name(args.data)
     name = f"{weights.name}-{config}-epochs{args.retrain_epochs}"
     line: list[object] = ["--config", CONFIGS / f"{config.removesuffix('-once')}.json"]
     if config.endswith("-once"):

@@ -66,6 +66,14 @@ class LabelTraining(Retraining):
     def windows(self) -> int:
         return len(self.corpus.train)
 
+    def check_batch(self) -> None:
+        size = self.args.train_batch_size
+        if self.args.retrain and size > self.windows:
+            raise ParameterError(
+                f"--train-batch-size {size} is more than the {self.windows} clips to train on; give "
+                "at most so many"
+            )
+
     def _sound(self) -> WindowSource:
         raise ParameterError("criteria from data score an embedding, not labels; take l1")
 
