@@ -70,8 +70,8 @@ class LabelTraining(Retraining):
         size = self.args.train_batch_size
         if self.args.retrain and size > self.windows:
             raise ParameterError(
-                f"--train-batch-size {size} is more than the {self.windows} clips to train on; give "
-                "at most so many"
+                f"--train-batch-size {size} is more than the {self.windows} clips to train on; "
+                "give at most so many"
             )
 
     def _sound(self) -> WindowSource:
