@@ -21,6 +21,7 @@ FULL = [
     "av>=17",  # PyAV: decodes and encodes videos without an ffmpeg program
     "tensorboard>=2.16",  # training curves; TensorFlow no longer brings it
 ]
+LIVE = ["sounddevice>=0.4.6"]  # microphones, by PortAudio
 EXPORT = [
     "ai-edge-litert>=2.0",  # runs LiteRT files: the interpreter that TensorFlow no longer brings
     "onnx>=1.16",  # writes and checks ONNX files
@@ -36,7 +37,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["l3prune", "l3prune.*", "classifier", "classifier.*"]),
-    package_data={"l3prune": ["published.csv", "class_labels_indices.csv"]},
+    package_data={"l3prune": ["published.csv", "class_labels_indices.csv", "page/*"]},
     python_requires=">=3.10",
     # What turns sound into embeddings by packed files; the rest is in the extra "full".
     install_requires=[
@@ -54,6 +55,10 @@ setup(
         "sparse": SPARSE,
         "full": [*SPARSE, *FULL],
         "export": [*SPARSE, *FULL, *EXPORT],
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+        "live": LIVE,
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"),
+            "torch>=2.0",  # writes the checkpoints that l3prune reads without it
+        ],
     },
 )

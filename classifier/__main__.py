@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _features(arguments: argparse.Namespace) -> None:
     dataset = load_dataset(arguments.dataset, arguments.data_dir, augmented=arguments.augmented)
+    if dataset.multi_label:
+        raise ParameterError(
+            f"{dataset.name} has several classes a clip, and these classifiers know one; train a "
+            "network by python -m l3prune.train"
+        )
     load_tensorflow()
     written = extract_features(
         dataset,

@@ -13,7 +13,7 @@ from typing import Any
 
 from l3prune.audio import AUDIO_EXTENSIONS
 from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import find_files, new_folder
+from l3prune.files import find_inputs, new_folder
 from l3prune.quiet import load_tensorflow
 
 IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -165,7 +165,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     if word == "audio" and args.model is None:
         weights.setdefault("content_type", "music")  # OpenL3's
-    files = _find(args.inputs, kind)
+    files = find_inputs(
+        args.inputs, IMAGE_EXTENSIONS if kind == "image" else AUDIO_EXTENSIONS, kind
+    )
     from l3prune.sparse import is_packed
 
     chosen: tuple[str, dict[str, Any]] = (args.model, {})
@@ -194,21 +196,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if kept and not args.quiet:
         print(f"kept: {kept} outputs that exist already; --overwrite makes them anew")
     return _process_all(wanted, process, args, told, nothing_kept=not kept)
-
-
-def _find(inputs: Sequence[str], kind: str) -> list[Path]:
-    endings = IMAGE_EXTENSIONS if kind == "image" else AUDIO_EXTENSIONS
-    files: list[Path] = []
-    for given in map(Path, inputs):
-        if given.is_dir():
-            files += find_files(given, endings)
-        elif given.exists():
-            files.append(given)
-        else:
-            raise L3PruneError(f"no such file or folder: {given}")
-    if not files:
-        raise L3PruneError(f"no {kind} files ({', '.join(endings[:4])}, …) in {', '.join(inputs)}")
-    return files
 
 
 def _audio(args: argparse.Namespace, model: Any) -> tuple[str, Callable[..., Path]]:

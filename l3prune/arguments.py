@@ -331,7 +331,7 @@ def training_options(
 
 
 #: What `label_options` adds, by the names in parsed arguments.
-LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill")
+LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment")
 
 
 def label_options(group: argparse._ArgumentGroup) -> None:
@@ -355,6 +355,17 @@ def label_options(group: argparse._ArgumentGroup) -> None:
     )
     add("--split-seed", type=int, default=0, help="of the groups drawn (%(default)s)")
     add("--fill", default="repeat", help="short clips: repeat, or zeros (%(default)s)")
+    add(
+        "--sampler",
+        default="uniform",
+        help="of training clips: uniform, or balanced, class after class (%(default)s)",
+    )
+    add(
+        "--augment",
+        nargs="+",
+        metavar="CHANGE",
+        help="of training batches: spec_augment, and mixup, which makes half as many of them",
+    )
 
 
 def _changing_masks(group: argparse._ArgumentGroup) -> None:

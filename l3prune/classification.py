@@ -429,6 +429,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """How well a network tells the classes; see `metrics.class_report`.
 
+    Of inputs that may have several classes see `metrics.tagging_report`.
+
     Parameters
     ----------
     network : keras.Model
@@ -448,8 +450,5 @@ def evaluate(
     """
     probabilities, targets = predict(network, source, batch_size=batch_size, quiet=quiet)
     if source.multi_label:
-        return {
-            "clips": len(targets),
-            "log_loss": metrics.binary_log_loss(probabilities, targets),
-        }
+        return metrics.tagging_report(probabilities, targets, source.labels)
     return metrics.class_report(probabilities, targets, source.labels, groups)

@@ -94,7 +94,6 @@ def json_object(text: str) -> dict[str, Any]:
         value = None
     if not isinstance(value, dict):
         example = '{"classes": 10}'
-        example = '{"classes": 10}'
         raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {example}")
     return value
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tf_keras as keras
 
+from l3prune.augmentation import SAMPLERS, Balanced, BatchChange
 from l3prune.classification import evaluate, front_end_layer, open_maps
 from l3prune.datasets import load_dataset
 from l3prune.datasets.splits import split_dataset
 from l3prune.errors import ParameterError
 from l3prune.evaluation import Report
 from l3prune.files import atomic_write, write_json
-from l3prune.labelled import LabelledMaps
+from l3prune.labelled import LabelledMaps, LabelledSource
 from l3prune.networks import network_config
 
 #: In a run's folder: figures by network, those by class and device, and a table for people.
@@ -35,6 +36,8 @@ class Corpus:
         See `datasets.splits.split_dataset`.
     fill : {"repeat", "zeros"}
         How clips that are shorter than a network's input are filled.
+    sampler, augment
+        How training clips are drawn and changed, of `augmentation.SAMPLERS` and `CHANGES`.
 
     Attributes
     ----------
@@ -66,16 +69,30 @@ class Corpus:
         ratio: float = 0.3,
         seed: int = 0,
         fill: str = "repeat",
+        sampler: str = "uniform",
+        augment: Sequence[str] = (),
     ) -> None:
+        if sampler not in SAMPLERS:
+            raise ParameterError(f"sampler {sampler!r} is unknown; {', '.join(SAMPLERS)}")
+        BatchChange(tuple(augment))  # refuses unknown ones
         self.dataset = load_dataset(name, data_dir)
         self.split = split_dataset(self.dataset, test_fold, ratio=ratio, seed=seed)
         self.fill = fill
+        self.sampler = sampler
+        self.changes = tuple(augment)
 
     @classmethod
     def of(cls, args: argparse.Namespace, name: str, data_dir: str) -> Corpus:
         """The corpus that the options of `arguments.label_options` describe."""
         return cls(
-            name, data_dir, args.test_fold, args.validation_ratio, args.split_seed, args.fill
+            name,
+            data_dir,
+            args.test_fold,
+            args.validation_ratio,
+            args.split_seed,
+            args.fill,
+            args.sampler,
+            args.augment or (),
         )
 
     def check(self, network: keras.Model) -> None:
@@ -110,6 +127,18 @@ class Corpus:
         self.train, self.validation, self.test = (
             each.normalised(normalise) for each in (self.train, self.validation, self.test)
         )
+
+    def drawn(self) -> LabelledSource:
+        """The training clips, as the sampler draws them."""
+        if self.sampler == "uniform":
+            return self.train
+        return Balanced(self.train, self.train.targets[self.train.rows])
+
+    def change(self, network: keras.Model) -> BatchChange | None:
+        """What is done to training batches of a network."""
+        if not self.changes:
+            return None
+        return BatchChange(self.changes, front_end_layer(network).time_axis)
 
     def parts(self) -> list[dict[str, Any]]:
         """What each clip is for, as rows of a table."""
@@ -146,7 +175,7 @@ class Corpus:
         figures = {
             f"{part}_{name}": found[name]
             for part, found in details.items()
-            for name in ("accuracy", "log_loss")
+            for name in ("accuracy", "log_loss", "map", "mauc", "d_prime")
             if name in found
         }
         return figures, details
@@ -158,7 +187,9 @@ class Corpus:
         report.to_json(run_dir / REPORT)
         lines = [f"```\n{report}\n```"]
         for name, parts in details.items():
-            for kind in (key for key in parts["test"] if key.startswith("by_")):
+            # Of several classes a clip, labels.json has the figures of each.
+            kinds = [key for key in parts["test"] if key.startswith("by_")]
+            for kind in kinds if "accuracy" in parts["test"] else ():
                 lines += [f"\n{name}, test clips {kind.replace('_', ' ')}:\n", _table(parts, kind)]
         with atomic_write(run_dir / TABLE) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -210,6 +210,42 @@ def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[P
     )
 
 
+def find_inputs(inputs: Sequence[str], endings: Sequence[str], kind: str) -> list[Path]:
+    """The files that a command's arguments name: each itself, and those below each folder.
+
+    Parameters
+    ----------
+    inputs : sequence of str
+    endings : sequence of str
+        Of files that are looked for in folders.
+    kind : str
+        What they are, for the message.
+
+    Raises
+    ------
+    L3PruneError
+        No such file or folder, or no file at all.
+
+    Examples
+    --------
+    >>> find_inputs(["/nowhere/a.wav"], [".wav"], "audio")
+    Traceback (most recent call last):
+        ...
+    l3prune.errors.L3PruneError: no such file or folder: /nowhere/a.wav
+    """
+    files: list[Path] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files += find_files(given, endings)
+        elif given.exists():
+            files.append(given)
+        else:
+            raise L3PruneError(f"no such file or folder: {given}")
+    if not files:
+        raise L3PruneError(f"no {kind} files ({', '.join(endings[:4])}, …) in {', '.join(inputs)}")
+    return files
+
+
 def check_names(paths: Iterable[Path]) -> None:
     """Refuse names that no text file can hold.
 

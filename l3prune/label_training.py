@@ -123,10 +123,11 @@ class LabelTraining(Retraining):
     ) -> list[dict[str, float]]:
         return train_on_labels(
             student,
-            self.corpus.train,
+            self.corpus.drawn(),
             self.corpus.validation,
             folder,
             recipe=recipe,
+            augment=self.corpus.change(student),
             **self._sizes(),
             pruner=update,
             devices=self.devices,

@@ -279,7 +279,9 @@ def label_maps(
     maps = cached_targets(
         audio, rows, key, size, cache_dir, batch_size=4, quiet=quiet, what="spectrograms"
     )
-    targets = np.eye(len(dataset.labels), dtype=np.float32)[[clip.target for clip in dataset.clips]]
+    targets = np.zeros((len(dataset.clips), len(dataset.labels)), np.float32)
+    for row, clip in zip(targets, dataset.clips, strict=True):
+        row[[clip.target, *clip.further]] = 1
     groups = {}
     if all(clip.device is not None for clip in dataset.clips):
         groups["device"] = tuple(str(clip.device) for clip in dataset.clips)
@@ -289,4 +291,5 @@ def label_maps(
         dataset.labels,
         f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
         groups=groups,
+        multi_label=dataset.multi_label,
     )

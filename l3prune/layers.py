@@ -202,6 +202,9 @@ class FrontEndLayer(keras.layers.Layer):
 
     sample_rate: int
 
+    #: Of the maps: 1 where rows are frames, 2 where columns are.
+    time_axis = 2
+
     def unnormalised(self) -> FrontEndLayer:
         """The layer without what it has from training data; itself if that is nothing."""
         return self
@@ -296,6 +299,8 @@ class ClipLogMel(FrontEndLayer):
     >>> tuple(ClipLogMel()(tf.zeros((2, 1, 32000))).shape)
     (2, 101, 64, 1)
     """
+
+    time_axis = 1
 
     def __init__(
         self,

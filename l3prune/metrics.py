@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -111,6 +113,145 @@ def class_report(
             str(name): figures(of_clip == name) for name in sorted(set(of_clip.tolist()))
         }
     return report
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of each class: precision at each score, weighted by the recall it adds.
+
+    Clips of one score count together; nothing is interpolated.
+
+    Parameters
+    ----------
+    scores : np.ndarray, (clips, classes)
+    targets : np.ndarray, (clips, classes)
+        1 or 0; clips may have several classes.
+
+    Returns
+    -------
+    precisions : np.ndarray, (classes,)
+        NaN for classes that no clip has.
+
+    Examples
+    --------
+    >>> average_precision(np.array([[0.9], [0.8], [0.1]]), np.array([[1], [0], [1]])).round(4)
+    array([0.8333])
+    """
+    _check(scores, targets)
+    return np.array([_average_precision(*each) for each in zip(scores.T, targets.T, strict=True)])
+
+
+def roc_auc(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Of each class, how often a clip that has it scores above one that has not; ties count half.
+
+    Parameters
+    ----------
+    scores, targets : np.ndarray, (clips, classes)
+        As of `average_precision`.
+
+    Returns
+    -------
+    areas : np.ndarray, (classes,)
+        NaN for classes that all clips have, or none.
+
+    Examples
+    --------
+    >>> roc_auc(np.array([[0.9], [0.8], [0.1]]), np.array([[1], [0], [1]]))
+    array([0.5])
+    """
+    _check(scores, targets)
+    return np.array([_roc_auc(*each) for each in zip(scores.T, targets.T, strict=True)])
+
+
+def d_prime(auc: float) -> float:
+    """How far apart two normal distributions are, in their deviations, that have this ROC area.
+
+    Examples
+    --------
+    >>> round(d_prime(0.973), 3), d_prime(1.0)
+    (2.725, inf)
+    """
+    if not 0 < auc < 1:
+        return math.copysign(math.inf, auc - 0.5)
+    return math.sqrt(2) * statistics.NormalDist().inv_cdf(auc)
+
+
+def tagging_report(
+    probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]
+) -> dict[str, Any]:
+    """Figures of clips that may have several classes: over all classes, and of each.
+
+    Parameters
+    ----------
+    probabilities, targets : np.ndarray, (clips, classes)
+    labels : sequence of str
+        Of the classes.
+
+    Returns
+    -------
+    report : dict
+        clips; log_loss, binary; map and mauc, the means over the classes that have a figure, which
+        are `classes_scored` many; d_prime, of the mean area, None where it is infinite; by_class:
+        name -> clips, average_precision, auc, of the classes that have both.
+
+    Raises
+    ------
+    ParameterError
+        No class has both clips with it and clips without.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.2], [0.8, 0.9], [0.1, 0.3]])
+    >>> report = tagging_report(scores, np.array([[1, 0], [1, 1], [0, 0]]), ["dog", "rain"])
+    >>> report["map"], report["mauc"], report["by_class"]["rain"]["clips"]
+    (1.0, 1.0, 1)
+    """
+    precisions, areas = average_precision(probabilities, targets), roc_auc(probabilities, targets)
+    scored = np.isfinite(precisions) & np.isfinite(areas)
+    if not scored.any():
+        raise ParameterError(
+            "no class has clips with it and clips without it; average precision and ROC area need "
+            "both"
+        )
+    area = float(areas[scored].mean())
+    return {
+        "clips": len(targets),
+        "log_loss": binary_log_loss(probabilities, targets),
+        "map": float(precisions[scored].mean()),
+        "mauc": area,
+        "d_prime": d_prime(area) if 0 < area < 1 else None,
+        "classes_scored": int(scored.sum()),
+        "by_class": {
+            labels[number]: {
+                "clips": int((targets[:, number] > 0.5).sum()),
+                "average_precision": float(precisions[number]),
+                "auc": float(areas[number]),
+            }
+            for number in np.flatnonzero(scored).tolist()
+        },
+    }
+
+
+def _average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    true = targets > 0.5
+    if not true.any():
+        return math.nan
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(true[order])
+    # The last clip of each score.
+    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
+    precision, found = hits[ends] / (ends + 1), np.diff(hits[ends], prepend=0)
+    return float((precision * found).sum() / true.sum())
+
+
+def _roc_auc(scores: np.ndarray, targets: np.ndarray) -> float:
+    true = targets > 0.5
+    if true.all() or not true.any():
+        return math.nan
+    values, places = np.unique(scores, return_inverse=True)
+    having = np.bincount(places[true], minlength=len(values))
+    lacking = np.bincount(places[~true], minlength=len(values))
+    below = np.cumsum(lacking) - lacking
+    return float((having * (below + lacking / 2)).sum() / (true.sum() * (~true).sum()))
 
 
 def _check(scores: np.ndarray, targets: np.ndarray) -> None:

@@ -130,10 +130,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with here.watched():
         history = train_on_labels(
             network,
-            data.train,
+            data.drawn(),
             data.validation,
             run_dir,
             recipe=recipe,
+            augment=data.change(network),
             batch_size=args.train_batch_size,
             validation_batch_size=args.validation_batch_size,
             train_epoch_size=args.train_epoch_size,

@@ -36,6 +36,8 @@ class Clip:
         recorded; None where the corpus has no such thing but its folds.
     device : str or None
         What the clip was recorded with, where the corpus tells.
+    further : tuple of int
+        More classes of the clip, in a corpus of several labels a clip.
 
     Examples
     --------
@@ -49,6 +51,7 @@ class Clip:
     original: str | None = None
     group: str | None = None
     device: str | None = None
+    further: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Dataset:
         Ordered by fold, then file name, so that every machine sees the same order.
     labels : tuple of str
         Class names; `Clip.target` indexes them.
+    multi_label : bool
+        A clip can have several classes; see `Clip.further`.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class Dataset:
     name: str
     clips: tuple[Clip, ...]
     labels: tuple[str, ...]
+    multi_label: bool = False
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -122,8 +128,7 @@ def load_dataset(
     >>> load_dataset("us9k", ".")
     Traceback (most recent call last):
         ...
-    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: dcase2013, dcase2021, esc50,
-    us8k
+    l3prune.errors.ParameterError: dataset 'us9k' is unknown; known: ...
     """
     known = list_datasets()
     if name not in known:

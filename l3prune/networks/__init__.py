@@ -7,13 +7,10 @@ import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from l3prune.errors import ParameterError
 from l3prune.labels import Labels
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _BUILDERS: dict[str, Callable[..., Any]] = {}
 
@@ -242,7 +239,7 @@ def _filters(built) -> dict[str, Any]:
     return {"filters": [layer.filters for layer in built.layers if hasattr(layer, "filters")]}
 
 
-def inference(built) -> Callable[..., np.ndarray]:
+def inference(built) -> Callable[..., Any]:
     """A network as a compiled function of batches, in inference mode.
 
     It is compiled once a network, follows later changes of the weights, and takes batches of any
@@ -251,7 +248,8 @@ def inference(built) -> Callable[..., np.ndarray]:
     Returns
     -------
     infer : callable, (n, …) float32 -> (n, …) float32
-        It takes an array for each of the network's inputs, in their order.
+        It takes an array for each of the network's inputs, in their order; of a network of several
+        outputs it gives a list.
 
     Examples
     --------
@@ -268,6 +266,9 @@ def inference(built) -> Callable[..., np.ndarray]:
             input_signature=[tf.TensorSpec(each.shape, tf.float32) for each in built.inputs],
         ).get_concrete_function()
     forward = built.l3prune_forward
-    return lambda *batch: forward(
-        *(tf.convert_to_tensor(each, tf.float32) for each in batch)
-    ).numpy()
+
+    def infer(*batch):
+        made = forward(*(tf.convert_to_tensor(each, tf.float32) for each in batch))
+        return [each.numpy() for each in made] if len(built.outputs) > 1 else made.numpy()
+
+    return infer
