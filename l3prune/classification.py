@@ -37,8 +37,8 @@ from l3prune.training import fit
 from l3prune.windows import batch_indices, evenly
 
 #: Changes a training batch: (inputs, targets, generator) -> (inputs, targets). The generator is a
-#: function of the seed and of which inputs the batch has, in their order. What tells one such change
-#: from another is its `__name__`, or its `repr`, as of a dataclass.
+#: function of the seed and of which inputs the batch has, in their order. One change is told from
+#: another by its `__name__`, or its `repr`, as of a dataclass.
 Augmentation = Callable[
     [np.ndarray, np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarray]
 ]

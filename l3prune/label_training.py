@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from l3prune import litert, models, surgery
 from l3prune.checkpoints import LATEST
-from l3prune.classification import train_on_labels
+from l3prune.classification import objective_of, train_on_labels
 from l3prune.corpus import Corpus
 from l3prune.devices import Devices
 from l3prune.errors import Interrupted, ParameterError
@@ -57,6 +57,7 @@ class LabelTraining(Retraining):
 
     def check(self, pruned: keras.Model) -> None:
         self.corpus.check(pruned)
+        objective_of(pruned, multi_label=False).figure(self.args.best_by)
 
     def open(self, cache_dir: Path) -> None:
         self.corpus.open(self.whole, cache_dir, quiet=self.args.quiet)
@@ -64,6 +65,14 @@ class LabelTraining(Retraining):
     @property
     def windows(self) -> int:
         return len(self.corpus.train)
+
+    def check_batch(self) -> None:
+        size = self.args.train_batch_size
+        if self.args.retrain and size > self.windows:
+            raise ParameterError(
+                f"--train-batch-size {size} is more than the {self.windows} clips to train on; "
+                "give at most so many"
+            )
 
     def _sound(self) -> WindowSource:
         raise ParameterError("criteria from data score an embedding, not labels; take l1")

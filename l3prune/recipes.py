@@ -32,6 +32,19 @@ class Objective:
     loss: str | Mapping[str, Any]
     metrics: tuple[str, ...]
 
+    def figure(self, best_by: str) -> tuple[str, int]:
+        """What chooses the best epoch, as a history calls it, and 1 if the lowest is best, else -1.
+
+        Raises
+        ------
+        ParameterError
+            This training has no such figure.
+        """
+        known = ("loss", *self.metrics)
+        if best_by not in known:
+            raise ParameterError(f"best_by={best_by!r}; this training has {', '.join(known)}")
+        return f"val_{best_by}", 1 if best_by in ("loss", "mse", "mae") else -1
+
 
 #: An embedding near a given one.
 EMBEDDING = Objective("mse", ("mae", "mse"))

@@ -27,7 +27,7 @@ from l3prune.networks import create_network, inference, l3
 from l3prune.options import MODEL_TYPES
 from l3prune.plan import PruningPlan
 from l3prune.pruner import Wish
-from l3prune.recipes import Recipe
+from l3prune.recipes import CORRESPONDENCE, EMBEDDING, Recipe
 from l3prune.reduction import REDUCTION, Reduction
 from l3prune.scan import Spread
 from l3prune.windows import WindowSource, open_windows
@@ -183,6 +183,7 @@ class Distillation(Retraining):
         return student
 
     def check(self, pruned: keras.Model) -> None:
+        EMBEDDING.figure(self.args.best_by)
         check_pair(pruned, self.unpruned, self.args.reduction)
 
     def open(self, cache_dir: Path) -> None:
@@ -296,7 +297,8 @@ class FineTuning(Retraining):
             )
 
     def check(self, pruned: keras.Model) -> None:
-        pass  # whatever can be pruned has a place in the audio-visual network
+        # Whatever can be pruned has a place in the audio-visual network.
+        CORRESPONDENCE.figure(self.args.best_by)
 
     def open(self, cache_dir: Path) -> None:
         rate = l3.front_end(self.whole).sample_rate

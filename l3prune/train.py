@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from l3prune import devices, models
     from l3prune.checkpoints import LATEST
-    from l3prune.classification import network_for, train_on_labels
+    from l3prune.classification import network_for, objective_of, train_on_labels
     from l3prune.corpus import Corpus
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.retraining import recipe_of
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         network = models.load(args.weights, args.network, **given)
     data.check(network)
+    objective_of(network, multi_label=False).figure(recipe.best_by)
     resumed = False
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
     with contextlib.ExitStack() as folders:

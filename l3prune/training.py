@@ -146,7 +146,7 @@ def fit(
         pruner.set_model(network)
         settled, final = pruner.epochs(steps_per_epoch, recipe.epochs)
         pruner.training_batches = batches = one_at_a_time(batches)
-    best_by, sign = _figure(recipe, objective)
+    best_by, sign = objective.figure(recipe.best_by)
     final = max(final, recipe.best_from)
     output_dir = make_folder(output_dir)
     keras.utils.set_random_seed(recipe.seed)
@@ -329,14 +329,6 @@ def _train(
                     break
         finally:
             every.on_train_end()  # closes TensorBoard's files
-
-
-def _figure(recipe: Recipe, objective: Objective) -> tuple[str, int]:
-    """What chooses the best epoch, as the history calls it; 1 if the lowest is best, else -1."""
-    if recipe.best_by not in ("loss", *objective.metrics):
-        known = ", ".join(("loss", *objective.metrics))
-        raise ParameterError(f"best_by={recipe.best_by!r}; this training has {known}")
-    return f"val_{recipe.best_by}", 1 if recipe.best_by in ("loss", "mse", "mae") else -1
 
 
 def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.callbacks.Callback]:
