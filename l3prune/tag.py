@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m l3prune.tag",
+        usage="%(prog)s INPUT [INPUT ...] --model FILE [options]",
         allow_abbrev=False,
         description="Which sounds are in recordings: the most likely classes of each file, or, "
         "with --framewise, when they are heard.",
