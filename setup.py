@@ -56,6 +56,9 @@ setup(
         "full": [*SPARSE, *FULL],
         "export": [*SPARSE, *FULL, *EXPORT],
         "live": LIVE,
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"],
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6", "ruff>=0.6", "mypy>=1.10"),
+            "torch>=2.0",  # writes the checkpoints that l3prune reads without it
+        ],
     },
 )

@@ -163,8 +163,8 @@ def untrained_rows(network: Any, batches: Any) -> dict[str, Row]:
 
 def trained_rows(study: Study, network: Any, state: str, fold: int) -> dict[str, Row]:
     """The rows that are distilled; every finished one is found again."""
-    from l3prune.datasets.splits import split_folds
     from l3prune.checkpoints import LATEST
+    from l3prune.datasets.splits import split_folds
     from l3prune.quantization import Quantized, to_litert
     from l3prune.quantized_training import distill_clustered, distill_quantized
     from l3prune.recipes import Recipe
@@ -453,8 +453,8 @@ def plot(table: list[dict]) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
     load_tensorflow()
-    from l3prune.datasets.splits import split_folds
     from l3prune import graph, plan, surgery
+    from l3prune.datasets.splits import split_folds
     from l3prune.training import environment
     from l3prune.windows import batch_indices
 

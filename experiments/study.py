@@ -145,9 +145,9 @@ class Study:
     def distilled(self, state: str, fold: int):
         """The distilled network and the seconds that it took (the last part of a resumed run);
         trained only once."""
-        from l3prune.datasets.splits import split_folds
         from l3prune import graph
         from l3prune.checkpoints import LATEST
+        from l3prune.datasets.splits import split_folds
         from l3prune.distillation import distill
         from l3prune.weights import load_network, save_network
 

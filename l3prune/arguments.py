@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Collection
 
+from l3prune.configs import layer_percent
+
 #: EdgeL3's own default for its eight convolutions, in percent.
 DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
 
@@ -24,8 +26,10 @@ DISTRIBUTE = ("none", "mirrored", "multiworker")
 PRECISIONS = ("float32", "mixed_float16", "mixed_bfloat16")
 
 
-def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
-    """The parser; positionals that a --config gives are `optional`.
+def new_parser(
+    optional: Collection[str] = (), without: Collection[str] = ()
+) -> argparse.ArgumentParser:
+    """The parser; positionals that a --config gives are `optional`, others it is `without`.
 
     Examples
     --------
@@ -38,17 +42,20 @@ def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         # A later option must not change what an abbreviation in an old job script means.
         allow_abbrev=False,
         description="Prune the convolutions of an L3 audio network, or take a smaller network; "
-        "retrain it by distillation from the whole network or on audio-visual correspondence, and "
-        "report. Single weights are held at zero, whole filters are removed.",
+        "retrain it by distillation from the whole network, on audio-visual correspondence or on "
+        "labels, and report. Single weights are held at zero, whole filters are removed.",
         epilog="Results go to OUTPUT_DIR/embedding/KIND/<subset>/<model type>/<run>/, KIND being "
         "pruning_kd or, for fewer filters or layers, reduced_kd; with --finetune "
-        "pruning_finetune_layerwise or pruning_finetune_filterwise; without --retrain pruning or "
-        "reduced. Exit code: 0 done, 2 wrong input, 75 stopped by a signal: --continue-model-dir "
-        "goes on.",
+        "pruning_finetune_layerwise or pruning_finetune_filterwise, with --labels pruning_labels; "
+        "without --retrain pruning or reduced. Exit code: 0 done, 2 wrong input, 75 stopped by a "
+        "signal: --continue-model-dir goes on.",
     )
     add = parser.add_argument
     for name, text in POSITIONALS.items():
-        add(name, help=text, nargs="?" if name in optional else None)
+        if name in without:
+            parser.set_defaults(**{name: None})
+        else:
+            add(name, help=text, nargs="?" if name in optional else None)
     add("--config", metavar="FILE", help="JSON with any of these options; flags win over it")
 
     group = parser.add_argument_group
@@ -58,6 +65,7 @@ def new_parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
     _filters(pruning)
     _budget_and_criterion(pruning)
     _retraining(group("retraining"))
+    _labels(group("retraining on labels"))
     _changing_masks(group("masks that change in retraining; steps are batches"))
     device_options(group("devices to retrain on"))
     running = group("running")
@@ -145,6 +153,19 @@ def _filters(group: argparse._ArgumentGroup) -> None:
         help="filters that go of all convolutions but the last together",
     )
     add(
+        "--layer-ratio",
+        nargs="+",
+        type=layer_percent,
+        metavar="LAYER=PERCENT",
+        help="filters, or units of dense layers, that go of the layers named (conv_2=50)",
+    )
+    add(
+        "--fresh",
+        nargs="+",
+        metavar="LAYER",
+        help="with --layer-ratio: layers that get fresh weights when one of them loses filters",
+    )
+    add(
         "--round-to",
         type=int,
         default=1,
@@ -216,8 +237,37 @@ def _retraining(group: argparse._ArgumentGroup) -> None:
     add("--hop-size", type=float, default=0.5, help="seconds between windows (%(default)s)")
 
 
+def _labels(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--labels",
+        metavar="DATASET",
+        help="TRAIN_DATA_DIR is this corpus (esc50, dcase2021, …), and there is no "
+        "VALIDATION_DATA_DIR: clips to validate on are split off the training clips",
+    )
+    group.add_argument(
+        "--iterative",
+        action="store_true",
+        help="with --layer-ratio and --retrain: layer after layer, in the order given, each "
+        "retrained before the next",
+    )
+    group.add_argument(
+        "--float16",
+        action="store_true",
+        help="report on the network in 16 bits too, and write it: as weights, and as LiteRT file",
+    )
+    label_options(group)
+
+
 def training_options(
-    group: argparse._ArgumentGroup, *, epochs: int, learning_rate: float, seed: int
+    group: argparse._ArgumentGroup,
+    *,
+    epochs: int,
+    learning_rate: float,
+    seed: int,
+    schedule: str = "plateau",
+    best_by: str = "loss",
+    patience: int = 10,
+    batch_size: int = 64,
 ) -> None:
     """Add the options of a training recipe, with these defaults.
 
@@ -235,8 +285,8 @@ def training_options(
     add("-lr", "--learning-rate", type=float, default=learning_rate, help="Adam's (%(default)s)")
     add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
     add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
-    add("-tbs", "--train-batch-size", type=int, default=64, help="windows (%(default)s)")
-    add("-vbs", "--validation-batch-size", type=int, default=64, help="windows (%(default)s)")
+    add("-tbs", "--train-batch-size", type=int, default=batch_size, help="inputs (%(default)s)")
+    add("-vbs", "--validation-batch-size", type=int, default=64, help="inputs (%(default)s)")
     add(
         "-ci",
         "--checkpoint-interval",
@@ -244,7 +294,7 @@ def training_options(
         default=10,
         help="epochs between numbered checkpoints, 0 for none (%(default)s)",
     )
-    add("--early-stopping-patience", type=int, default=10, help="epochs (%(default)s)")
+    add("--early-stopping-patience", type=int, default=patience, help="epochs (%(default)s)")
     add("--min-delta", type=float, default=1e-4, help="of early stopping (%(default)s)")
     add(
         "--checkpoint-minutes",
@@ -252,7 +302,23 @@ def training_options(
         default=10,
         help="between checkpoints within an epoch, 0 for none (%(default)s)",
     )
-    add("--schedule", default="plateau", help="learning rate: plateau or cosine (%(default)s)")
+    add(
+        "--schedule",
+        default=schedule,
+        help="learning rate: plateau, cosine, constant (%(default)s)",
+    )
+    add(
+        "--best-by",
+        default=best_by,
+        help="validation figure that chooses the best epoch: loss, or accuracy (%(default)s)",
+    )
+    add(
+        "--best-from",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the first N epochs cannot be the best (%(default)s)",
+    )
     add("--plateau-patience", type=int, default=5, help="epochs (%(default)s)")
     add("--plateau-factor", type=float, default=0.1, help="(%(default)s)")
     add(
@@ -262,6 +328,33 @@ def training_options(
         "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
+
+
+#: What `label_options` adds, by the names in parsed arguments.
+LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill")
+
+
+def label_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of how a labelled corpus is split, and its clips made of one length.
+
+    Examples
+    --------
+    >>> parser = argparse.ArgumentParser()
+    >>> label_options(parser.add_argument_group("clips"))
+    >>> parser.parse_args([]).fill
+    'repeat'
+    """
+    add = group.add_argument
+    add("--test-fold", type=int, metavar="N", help="fold to report on; default: the last")
+    add(
+        "--validation-ratio",
+        type=float,
+        default=0.3,
+        help="of training clips, at most 0.5, where the corpus has groups, such as places, or two "
+        "folds; else the fold before the test fold validates (%(default)s)",
+    )
+    add("--split-seed", type=int, default=0, help="of the groups drawn (%(default)s)")
+    add("--fill", default="repeat", help="short clips: repeat, or zeros (%(default)s)")
 
 
 def _changing_masks(group: argparse._ArgumentGroup) -> None:

@@ -93,7 +93,8 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as '{{\"classes\": 10}}'")
+        example = '{"classes": 10}'
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object, such as {example}")
     return value
 
 
@@ -141,8 +142,6 @@ def _typed_one(kind: Any, value: Any, what: str) -> Any:
             raise ParameterError(f"{what} is not a JSON object")
         return value
     if kind is layer_percent:
-        if isinstance(value, list) and len(value) == 2:  # as a run's own config.json has it
-            value = f"{value[0]}={value[1]}"
         try:
             return layer_percent(str(value))
         except argparse.ArgumentTypeError as error:

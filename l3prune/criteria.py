@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -36,7 +37,16 @@ class ConvWeights:
 
 Criterion = Callable[[ConvWeights], np.ndarray]
 
+#: As it is decorated: some take options too.
+_Function = TypeVar("_Function", bound=Criterion)
+
 CRITERIA: dict[str, Criterion] = {}
+
+#: Input channels whose slices are decomposed at once.
+_CHANNELS_AT_ONCE = 64
+
+#: Above every cosine distance: what lifts filters that stay above those that another resembles.
+_LIFT = 3.0
 
 #: Weiszfeld's steps before Newton's are tried. Filters of networks need 2 to 20 in all.
 _PATIENCE = 50
@@ -48,7 +58,7 @@ _MAX_STEPS = 1000
 _COINCIDENT = 1e-13
 
 
-def criterion(function: Criterion) -> Criterion:
+def criterion(function: _Function) -> _Function:
     """Register `function` under its name (a decorator).
 
     Examples
@@ -73,8 +83,7 @@ def get_criterion(name: str) -> Criterion:
     >>> get_criterion("l3")
     Traceback (most recent call last):
         ...
-    l3prune.errors.ParameterError: criterion 'l3' is unknown; known: bn_gamma, geometric_median,
-    geometric_median_sum, l1, l2, magnitude, random
+    l3prune.errors.ParameterError: criterion 'l3' is unknown; known: bn_gamma, ...
     """
     if name not in CRITERIA:
         raise ParameterError(f"criterion {name!r} is unknown; known: {', '.join(sorted(CRITERIA))}")
@@ -176,6 +185,27 @@ def geometric_median_sum(weights: ConvWeights) -> np.ndarray:
 
 
 @criterion
+def geometric_mean(weights: ConvWeights) -> np.ndarray:
+    """How far the geometric mean of each filter's magnitudes is from that of the layer's, squared.
+
+    What Singh's script for DCASE 2021 computes where his report tells of geometric medians. A
+    filter with a zero weight has the mean 0, and so has then the layer.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64, ≥ 0
+
+    Examples
+    --------
+    >>> geometric_mean(ConvWeights(np.tile([1.0, -2.0, 4.0], (1, 1, 2, 1)))).round(9).tolist()
+    [1.0, 0.0, 4.0]
+    """
+    with np.errstate(divide="ignore"):
+        of_filters = np.log(np.abs(_points(weights))).mean(axis=1)
+    return np.square(np.exp(of_filters.mean()) - np.exp(of_filters))
+
+
+@criterion
 def bn_gamma(weights: ConvWeights) -> np.ndarray:
     """Magnitude of the BatchNorm's scale of each filter (Liu et al., ICCV 2017).
 
@@ -221,6 +251,186 @@ def random(weights: ConvWeights) -> np.ndarray:
     """
     seed = zlib.crc32(np.ascontiguousarray(weights.kernel).tobytes())
     return np.random.default_rng(seed).random(weights.kernel.shape)
+
+
+@criterion
+def operator_norm(
+    weights: ConvWeights, *, anchor: str = "first", centre: bool = True
+) -> np.ndarray:
+    """Passive filter importance by operator norms, as E-PANNs' authors compute it.
+
+    The filters' kernel slices at one input channel are points; the direction in which they differ
+    most, that of the operator norm, is the first right singular vector of their matrix. A filter's
+    score is the square of its projections on these directions, summed over the input channels,
+    divided by the largest score (Singh and Plumbley, arXiv 2304.02319).
+
+    Singular vectors have no sign of their own. The authors' code turns each direction so that the
+    first filter's projection is positive: that filter almost always scores 1, all others score by
+    their agreement with it, and the scores do not follow a reordering of filters. With
+    `anchor="energy"` each projection is squared before the sum, which needs no sign.
+
+    Parameters
+    ----------
+    weights : ConvWeights
+    anchor : {"first", "energy"}
+    centre : bool
+        Subtract the filters' mean first, as the authors' code does; the paper's Algorithm 1 does
+        not.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64, in [0, 1]
+
+    Raises
+    ------
+    ParameterError
+        Unknown anchor.
+
+    Examples
+    --------
+    >>> at_one_channel = np.array([[3.0, -3.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+    >>> operator_norm(ConvWeights(at_one_channel[:, None, None])).round(4).tolist()
+    [1.0, 1.0, 0.1111, 0.1111]
+    """
+    if anchor not in ("first", "energy"):
+        raise ParameterError(f"anchor={anchor!r}; allowed: 'first', 'energy'")
+    kernel = weights.kernel
+    filters = kernel.shape[-1]
+    slices = kernel.reshape(-1, *kernel.shape[2:]).transpose(1, 0, 2)
+    sums = np.zeros(filters)
+    for start in range(0, len(slices), _CHANNELS_AT_ONCE):
+        points = slices[start : start + _CHANNELS_AT_ONCE].astype(np.float64)
+        scale = np.abs(points).max(initial=0)
+        if centre:
+            points = points - points.mean(axis=-1, keepdims=True)
+        if np.abs(points).max(initial=0) <= _COINCIDENT * scale:
+            continue  # alike but for rounding
+        directions = _first_vectors(points)
+        projections = (directions[:, np.newaxis] @ points)[:, 0]
+        if anchor == "energy":
+            sums += np.square(projections).sum(axis=0)
+        else:
+            sums += (np.sign(projections[:, :1]) * projections).sum(axis=0)
+    scores = sums if anchor == "energy" else np.square(sums)
+    highest = scores.max()
+    return scores / highest if highest > 0 else np.zeros(filters)
+
+
+@criterion
+def operator_norm_uncentred(weights: ConvWeights) -> np.ndarray:
+    """`operator_norm` without centring: Algorithm 1 of the paper.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64, in [0, 1]
+
+    Examples
+    --------
+    >>> at_one_channel = np.array([[3.0, -3.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    >>> operator_norm_uncentred(ConvWeights(at_one_channel[:, None, None])).round(4).tolist()
+    [1.0, 1.0, 0.1111, 0.4444]
+    """
+    return operator_norm(weights, centre=False)
+
+
+@criterion
+def operator_norm_energy(weights: ConvWeights) -> np.ndarray:
+    """`operator_norm` with the anchor "energy": no filter is the measure of the others.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64, in [0, 1]
+
+    Examples
+    --------
+    >>> at_one_channel = np.array([[3.0, -3.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.0]])
+    >>> operator_norm_energy(ConvWeights(at_one_channel[:, None, None])).round(4).tolist()
+    [1.0, 1.0, 0.1111, 0.1111]
+    """
+    return operator_norm(weights, anchor="energy")
+
+
+@criterion
+def cosine_similarity(weights: ConvWeights) -> np.ndarray:
+    """How far each filter is from the one most like it; `distinct_filters` are above all others.
+
+    A ratio of `distinct_filters`'s own size removes exactly the filters that it does not keep.
+
+    Returns
+    -------
+    scores : np.ndarray, (filters,) float64
+        Cosine distances of prototypes; 3 more for filters that stay.
+
+    Examples
+    --------
+    >>> alike = np.array([[1.0, 1.1, 0.0], [0.0, 0.0, 2.0]])
+    >>> cosine_similarity(ConvWeights(alike[:, None, None])).tolist()
+    [3.0, 0.0, 4.0]
+    """
+    nearest, distances = _nearest_prototypes(weights)
+    return distances + _LIFT * _distinct(nearest, distances)
+
+
+def distinct_filters(weights: ConvWeights) -> np.ndarray:
+    """Filters that stay when of each pair that is most alike the second goes; their number follows.
+
+    Singh and Plumbley (Interspeech 2022): a filter's prototype is the first left singular vector of
+    its (places, input channels) matrix. The filters are visited from that nearest to another
+    filter's prototype to that farthest, ties in their order; each stays, and marks its nearest,
+    which then goes unless it was visited before.
+
+    Returns
+    -------
+    mask : np.ndarray of bool, (filters,)
+        True = keep.
+
+    Examples
+    --------
+    >>> alike = np.array([[1.0, 1.1, 0.0], [0.0, 0.0, 2.0]])
+    >>> distinct_filters(ConvWeights(alike[:, None, None])).tolist()
+    [True, False, True]
+    """
+    return _distinct(*_nearest_prototypes(weights))
+
+
+def _first_vectors(points: np.ndarray) -> np.ndarray:
+    """The first left singular vector of each of some wide matrices: (n, rows, columns), (n, rows).
+
+    Of the rows' Gram matrix it is the last eigenvector, which takes far less than the columns.
+    """
+    return np.linalg.eigh(points @ points.transpose(0, 2, 1))[1][..., -1]
+
+
+def _nearest_prototypes(weights: ConvWeights) -> tuple[np.ndarray, np.ndarray]:
+    """Of each filter, the other one of the nearest prototype, and the cosine distance to it."""
+    kernel = weights.kernel
+    filters = kernel.shape[-1]
+    if filters == 1:
+        return np.zeros(1, int), np.zeros(1)
+    prototypes = []
+    for start in range(0, filters, _CHANNELS_AT_ONCE):
+        part = kernel[..., start : start + _CHANNELS_AT_ONCE]
+        matrices = part.reshape(-1, *part.shape[2:]).transpose(2, 0, 1).astype(np.float64)
+        vectors = _first_vectors(matrices)
+        # As the product of both singular vectors has it at the first input channel.
+        sign = np.sign(np.einsum("np,np->n", matrices[..., 0], vectors))
+        prototypes.append(sign[:, np.newaxis] * vectors)
+    stacked = np.concatenate(prototypes)
+    # To five digits, as the authors: pairs have one distance, whatever side it is computed from.
+    distances = np.round(1 - stacked @ stacked.T, 5)
+    np.fill_diagonal(distances, np.inf)
+    return distances.argmin(axis=1), np.abs(distances.min(axis=1))
+
+
+def _distinct(nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    keep = np.zeros(len(nearest), bool)
+    redundant = np.zeros(len(nearest), bool)
+    for number in np.argsort(distances, kind="stable"):
+        if not redundant[number]:
+            keep[number] = True
+            if len(nearest) > 1:
+                redundant[nearest[number]] = True
+    return keep
 
 
 def _points(weights: ConvWeights) -> np.ndarray:

@@ -67,7 +67,7 @@ def _formatter(column: str) -> Callable[[Any], str]:
     def show(value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "–"
-        if column in ("sparsity", "accuracy", "accuracy_std", "avc_accuracy"):
+        if column in ("sparsity", "accuracy_std") or column.endswith("accuracy"):
             return f"{100 * value:.2f} %"
         if isinstance(value, (int, np.integer)):
             for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
@@ -160,9 +160,17 @@ def embedding_mse(
     return total / targets.size
 
 
+#: What a history is drawn by, the first that it has, and what that is called.
+_TOLD = {
+    "accuracy": "accuracy",
+    "mse": "squared distance to the teacher",
+    "loss": "loss",
+}
+
+
 def plot_history(history: list[dict[str, float]], path: str | os.PathLike[str]) -> None:
-    """Draw training and validation by epoch as a PNG file: the squared error of an embedding, or
-    the accuracy of a correspondence.
+    """Draw training and validation by epoch as a PNG file: accuracy, the squared error of an
+    embedding, or the loss.
 
     Examples
     --------
@@ -178,14 +186,10 @@ def plot_history(history: list[dict[str, float]], path: str | os.PathLike[str]) 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     epochs = [row["epoch"] for row in history]
-    told = "accuracy" if "accuracy" in history[0] else "mse"
+    told = next(name for name in _TOLD if name in history[0])
     for key, label in ((told, "training"), (f"val_{told}", "validation")):
         axes.plot(epochs, [row[key] for row in history], "o-", markersize=3, label=label)
-    axes.set_xlabel("epoch")
-    if told == "mse":
-        axes.set(ylabel="squared distance to the teacher", yscale="log")
-    else:
-        axes.set_ylabel("accuracy of the correspondence")
+    axes.set(xlabel="epoch", ylabel=_TOLD[told], yscale="log" if told == "mse" else "linear")
     axes.legend()
     axes.grid(alpha=0.3)
     with atomic_write(path) as temporary:

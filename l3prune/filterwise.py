@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from l3prune.checks import is_integer
-from l3prune.criteria import ConvWeights
+from l3prune.criteria import ConvWeights, distinct_filters
 from l3prune.errors import ParameterError
 from l3prune.plan import PruningPlan, check_fraction, each_layer, score
 
@@ -172,6 +172,18 @@ def plan_sequential(
         masks |= plan_filterwise(score({name: layer}, criterion, filters=True), counts=[each[name]])
         previous = name
     return PruningPlan(masks)
+
+
+def plan_distinct(weights: Mapping[str, ConvWeights]) -> PruningPlan:
+    """Remove filters that others resemble, as many as there are; see `criteria.distinct_filters`.
+
+    Examples
+    --------
+    >>> alike = np.array([[1.0, 1.1, 0.0], [0.0, 0.0, 2.0]])
+    >>> plan_distinct({"a": ConvWeights(alike[:, None, None])})["a"].tolist()
+    [True, False, True]
+    """
+    return PruningPlan({name: distinct_filters(layer) for name, layer in weights.items()})
 
 
 def filters_kept(size: int, ratio: float) -> int:

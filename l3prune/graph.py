@@ -155,6 +155,29 @@ def conv_weights(network: keras.Model) -> dict[str, ConvWeights]:
     }
 
 
+def filter_weights(network: keras.Model) -> dict[str, ConvWeights]:
+    """As `conv_weights`, and dense layers as convolutions of 1 x 1, whose filters are their units.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> weights = filter_weights(create_network("dcase2021"))
+    >>> list(weights)[2:], weights["dense_1"].kernel.shape
+    (['conv_3', 'dense_1', 'dense_2'], (1, 1, 64, 100))
+    """
+    found = conv_weights(network)
+    scales = _scales(network)
+    weights = {}
+    for name, layer in named_layers(network):
+        if name in found:
+            weights[name] = found[name]
+        elif isinstance(layer, keras.layers.Dense):
+            bias = None if layer.bias is None else layer.bias.numpy()
+            kernel = layer.kernel.numpy()[np.newaxis, np.newaxis]
+            weights[name] = ConvWeights(kernel, bias, scales.get(name))
+    return weights
+
+
 def _scales(network: keras.Model) -> dict[str, np.ndarray]:
     try:
         layers = follow(network).layers

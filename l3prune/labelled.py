@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,9 +38,14 @@ class LabelledSource(Protocol):
         Changes when inputs or targets change.
     """
 
-    labels: tuple[str, ...]
-    multi_label: bool
-    fingerprint: str
+    @property
+    def labels(self) -> tuple[str, ...]: ...
+
+    @property
+    def multi_label(self) -> bool: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def __len__(self) -> int: ...
 
@@ -129,6 +135,10 @@ class ClipAudio:
         return generator.permutation(len(self))
 
 
+def _unchanged(maps: np.ndarray) -> np.ndarray:
+    return maps
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledMaps:
     """The maps of labelled clips, in one array.
@@ -164,7 +174,7 @@ class LabelledMaps:
     rows: np.ndarray = field(default_factory=lambda: np.arange(0))
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     multi_label: bool = False
-    normalise: Callable[[np.ndarray], np.ndarray] = staticmethod(lambda maps: maps)
+    normalise: Callable[[np.ndarray], np.ndarray] = _unchanged
 
     def __post_init__(self) -> None:
         if not len(self.rows):
@@ -178,7 +188,7 @@ class LabelledMaps:
         chosen = np.array(rows, np.int64)
         if not len(chosen):
             raise ParameterError("a subset of no clips; give at least one")
-        mark = f"{self.fingerprint}-{hash(chosen.tobytes()) & 0xFFFFFFFF:08x}"
+        mark = f"{self.fingerprint}-{zlib.crc32(chosen.tobytes()):08x}"
         return replace(self, rows=chosen, fingerprint=mark)
 
     def normalised(self, normalise: Callable[[np.ndarray], np.ndarray]) -> LabelledMaps:
@@ -257,9 +267,8 @@ def label_maps(
     >>> soundfile.write(path, np.ones(4) / 2, 8000)
     >>> dataset = Dataset("toy", (Clip(path, 1, 0),), ("dog",))
     >>> audio = ClipAudio([path], 8000, 6)
-    >>> label_maps(
-    ...     dataset, audio, lambda x: x.reshape(-1, 2, 3, 1), (2, 3, 1), "k", path.parent, quiet=True
-    ... ).maps.shape
+    >>> compute = lambda waveforms: waveforms.reshape(-1, 2, 3, 1)
+    >>> label_maps(dataset, audio, compute, (2, 3, 1), "k", path.parent, quiet=True).maps.shape
     (1, 2, 3, 1)
     """
     size = int(np.prod(shape))
@@ -278,6 +287,6 @@ def label_maps(
         maps.reshape(len(audio), *shape),
         targets,
         dataset.labels,
-        f"{audio.fingerprint}-{key}",
+        f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
         groups=groups,
     )

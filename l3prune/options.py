@@ -7,7 +7,13 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from l3prune.arguments import DEFAULT_SPARSITY, FROM_DATA, POSITIONALS, new_parser
+from l3prune.arguments import (
+    DEFAULT_SPARSITY,
+    FROM_DATA,
+    LABEL_OPTIONS,
+    POSITIONALS,
+    new_parser,
+)
 from l3prune.configs import read_options, typed_options
 from l3prune.errors import ParameterError
 from l3prune.runs import check_run_name
@@ -22,7 +28,7 @@ MODEL_TYPES = {
 #: Options that say what goes; flags that make this choice set a --config's aside.
 CHOICES = (
     *("layerwise", "sparsity", "global_sparsity", "pattern", "blocks", "budget"),
-    *("filterwise", "num_filters", "filter_ratio", "global_filter_ratio"),
+    *("filterwise", "num_filters", "filter_ratio", "global_filter_ratio", "layer_ratio", "fresh"),
 )
 
 #: Options that make the student another network than the teacher.
@@ -35,14 +41,18 @@ MASK_SETTINGS = (
     *("epochs_per_layer", "ramp", "rigl_alpha"),
 )
 
-_RATIOS = ("filter_ratio", "global_filter_ratio")
+#: How a network is retrained on labels.
+LABELS = ("labels", "iterative", "float16", *LABEL_OPTIONS)
+
+_RATIOS = ("filter_ratio", "global_filter_ratio", "layer_ratio")
 _FILTERS = ("num_filters", *_RATIOS)
 _SHARING = ("allocation", "sensitivity")
 _PLATEAU = ("plateau_patience", "plateau_factor")
 _RETRAINING = (
     *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
     *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
-    *("schedule", *_PLATEAU, "batch_norm", "distribute", "precision", "xla"),
+    *("schedule", "best_by", "best_from", *_PLATEAU),
+    *("batch_norm", "distribute", "precision", "xla"),
 )
 
 
@@ -63,10 +73,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     everything = new_parser(POSITIONALS)
     typed = typed_options(argv, everything)
     config = read_options(typed["config"], everything) if "config" in typed else {}
-    parser = new_parser([name for name in POSITIONALS if name in config])
+    labelled = "labels" in typed or "labels" in config
+    parser = new_parser(
+        [name for name in POSITIONALS if name in config],
+        ["validation_data_dir"] if labelled else [],
+    )
     aside = _set_aside(config, typed)
     parser.set_defaults(**{key: value for key, value in config.items() if key not in aside})
     args = parser.parse_args(argv)
+    if args.layer_ratio is not None:
+        given, args.layer_ratio = args.layer_ratio, dict(args.layer_ratio)
+        if len(given) > len(args.layer_ratio):
+            raise ParameterError("--layer-ratio names a layer twice; give one ratio a layer")
     _check(args)
     # A file may be for runs with and without retraining, and flags may leave no use for the rest.
     changed = typed.keys() & {*CHOICES, *STUDENTS, "allocation", "criterion", "schedule"}
@@ -91,14 +109,16 @@ def _set_aside(config: dict[str, Any], typed: dict[str, Any]) -> set[str]:
     if chosen <= {"layerwise", "sparsity", "blocks"}:
         kept = {"layerwise", "sparsity", "blocks"}
     elif chosen == {"filterwise"}:
-        kept = {*_FILTERS, "round_to", "budget", *_SHARING}
-    elif chosen <= {"filterwise", *_FILTERS}:
+        kept = {*_FILTERS, "fresh", "round_to", "budget", *_SHARING}
+    elif chosen <= {"filterwise", *_FILTERS, "fresh"}:
         kept = {"filterwise", *(("round_to",) if chosen & {*_RATIOS} else ())}
+        kept |= {"layer_ratio"} if chosen == {"fresh"} else set()
+        kept |= {"fresh"} if chosen == {"layer_ratio"} else set()
     elif "budget" in chosen and "budget" in config:
         kept = {*_SHARING, *(("layerwise", "filterwise") if chosen == {"budget"} else ())}
     aside |= {*CHOICES, *_SHARING, "round_to"} - kept
     before = bool(config.get("filterwise"))
-    filters = bool(chosen & {"filterwise", *_FILTERS}) or ("filterwise" in kept and before)
+    filters = bool(chosen & {"filterwise", *_FILTERS, "fresh"}) or ("filterwise" in kept and before)
     if filters or "pattern" in chosen:
         aside |= {"mask_schedule", *MASK_SETTINGS}
     if filters != before and any(config.get(name, False) is not False for name in CHOICES):
@@ -133,6 +153,7 @@ def reduces(args: argparse.Namespace) -> bool:
 def _check(args: argparse.Namespace) -> None:
     _check_choice(args)
     _check_fine_tuning(args)
+    _check_labels(args)
     _check_masks(args)
     for name, least in (
         ("train_epoch_size", 1),
@@ -178,8 +199,8 @@ def _check_choice(args: argparse.Namespace) -> None:
             raise ParameterError("--layerwise zeroes weights, --filterwise removes filters: choose")
         if not given or given[0] in weights:
             raise ParameterError(
-                "--filterwise needs --num_filters, --filter-ratio, --global-filter-ratio or "
-                "--budget"
+                "--filterwise needs --num_filters, --filter-ratio, --global-filter-ratio, "
+                "--layer-ratio or --budget"
             )
     elif given and given[0] in _FILTERS:
         raise ParameterError(f"{flags[0]} is for --filterwise")
@@ -204,10 +225,11 @@ def _check_choice(args: argparse.Namespace) -> None:
     if args.blocks is not None and args.sparsity is None:
         raise ParameterError("--blocks goes with --layerwise --sparsity")
     for name in (
-        *("sparsity", "global_sparsity", "filter_ratio", "global_filter_ratio"),
+        *("sparsity", "global_sparsity", "filter_ratio", "global_filter_ratio", "layer_ratio"),
         "initial_sparsity",
     ):
         values = getattr(args, name)
+        values = [*values.values()] if isinstance(values, dict) else values
         for percent in values if isinstance(values, list) else [values]:
             if percent is not None and not 0 <= percent < 100:
                 word = name.replace("global_", "").replace("_", " ")
@@ -232,6 +254,35 @@ def _check_fine_tuning(args: argparse.Namespace) -> None:
                 f"{_flag(name)} does not go with {flag}, which takes both halves of the network in "
                 "WEIGHT_PATH; --filterwise makes its audio half smaller"
             )
+
+
+def _check_labels(args: argparse.Namespace) -> None:
+    """What goes with labels, and with layers that are pruned by name."""
+    named = args.layer_ratio or {}
+    if args.fresh and not named:
+        raise ParameterError("--fresh is for --layer-ratio")
+    if args.iterative:
+        if not (args.labels and args.retrain and named):
+            raise ParameterError("--iterative is for --labels with --retrain and --layer-ratio")
+        if args.fresh and not {*named} & {*args.fresh}:
+            raise ParameterError(
+                f"--fresh {' '.join(args.fresh)}: these get fresh weights when one of them loses "
+                "filters, and --layer-ratio names none of them"
+            )
+    if args.labels is None:
+        parser = new_parser()
+        for name in LABELS:
+            if getattr(args, name) != parser.get_default(name):
+                raise ParameterError(f"{_flag(name)} is for --labels: give that too")
+        return
+    for name in (*STUDENTS, "reduction", "finetune", "test_model", "sensitivity"):
+        if getattr(args, name) not in (None, False):
+            raise ParameterError(f"{_flag(name)} does not go with --labels")
+    if args.criterion in FROM_DATA:
+        raise ParameterError(
+            f"--criterion {args.criterion} scores what filters do to an embedding; with --labels "
+            "take a criterion of weights, such as l1"
+        )
 
 
 def _check_masks(args: argparse.Namespace) -> None:
@@ -281,12 +332,13 @@ def _check_effect(args: argparse.Namespace, unused: Collection[str]) -> None:
     for names, effect, needed in (
         (("allocation",), args.budget is not None, "--budget"),
         (("criterion",), prunes, "a choice of what is pruned, such as --layerwise"),
-        (("round_to",), ratios, "--filter-ratio or --global-filter-ratio"),
+        (("round_to",), ratios, "--filter-ratio, --global-filter-ratio or --layer-ratio"),
+        (("hop_size",), args.labels is None, "windows, which --labels has none of"),
         (("criterion_windows",), from_data, f"--criterion {', '.join(FROM_DATA)}"),
         (("validation_batch_size",), args.retrain or from_data, None),
         (("random_state",), args.retrain or fresh, None),
         (_RETRAINING, args.retrain, None),
-        (_PLATEAU, args.schedule != "cosine", "--schedule plateau"),
+        (_PLATEAU, args.schedule == "plateau", "--schedule plateau"),
     ):
         for name in names:
             given = getattr(args, name) != parser.get_default(name)

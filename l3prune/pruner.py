@@ -16,12 +16,13 @@ from l3prune import budget as budgets
 from l3prune import complexity, graph, surgery
 from l3prune.activations import DATA_CRITERIA, Batches
 from l3prune.allocation import ALLOCATIONS, check_choice, share_out
+from l3prune.criteria import ConvWeights
 from l3prune.curves import RECORD, TABLE, curves, read_rows
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json
 from l3prune.filterwise import plan_filterwise, plan_sequential
 from l3prune.patterns import plan_blocks, plan_pattern
-from l3prune.plan import PruningPlan, each_layer, plan_global, plan_layerwise, score
+from l3prune.plan import PruningPlan, check_fraction, each_layer, plan_global, plan_layerwise, score
 from l3prune.weights import fingerprint
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
@@ -49,6 +50,11 @@ class Wish:
         "N:M": of every M input channels, N stay, at each place of each filter.
     block : str or None
         "IxO": weights go in blocks of I input channels and O filters, to the sparsity `amount`.
+    layers : mapping of str to float, or None
+        Filterwise: the fraction of filters, or of a dense layer's units, that goes of the layers
+        named; all others stay whole.
+    fresh : sequence of str
+        Layers that get fresh weights, by their own initialisers, after the cut.
     budget : str or None
         See `budget.parse_budget`.
     allocation : str
@@ -80,6 +86,8 @@ class Wish:
     amount: float | Sequence[float] | None = None
     overall: float | None = None
     counts: Sequence[int] | None = None
+    layers: Mapping[str, float] | None = None
+    fresh: Sequence[str] = ()
     pattern: str | None = None
     block: str | None = None
     budget: str | None = None
@@ -89,7 +97,7 @@ class Wish:
     criterion: str | None = None
 
     def __post_init__(self) -> None:
-        ways = ("amount", "overall", "counts", "pattern", "budget")
+        ways = ("amount", "overall", "counts", "layers", "pattern", "budget")
         given = [way for way in ways if getattr(self, way) is not None]
         if len(given) != 1:
             raise ParameterError(
@@ -97,10 +105,15 @@ class Wish:
             )
         if self.counts is not None and not self.filterwise:
             raise ParameterError("counts of filters are for filterwise pruning")
+        if (self.layers is not None or self.fresh) and not self.filterwise:
+            raise ParameterError("layers and fresh are for filterwise pruning")
+        for name, ratio in (self.layers or {}).items():
+            check_fraction(ratio, f"layer {name}: ratio")
         if self.filterwise and (self.pattern or self.block):
             raise ParameterError("patterns and blocks are of single weights, so not filterwise")
         if self.round_to != 1 and not (
-            self.filterwise and (self.amount is not None or self.overall is not None)
+            self.filterwise
+            and any(each is not None for each in (self.amount, self.overall, self.layers))
         ):
             raise ParameterError(
                 "round_to is for ratios of filters: counts and budgets are met to the filter"
@@ -217,7 +230,8 @@ def prune(
     """
     plan = make_plan(network, wish, batches)
     if wish.filterwise:
-        return surgery.remove_filters(network, plan), plan
+        smaller = surgery.remove_filters(network, plan)
+        return (surgery.renewed(smaller, wish.fresh) if wish.fresh else smaller), plan
     return surgery.apply_masks(network, plan), plan
 
 
@@ -318,6 +332,8 @@ def sparsity(network: keras.Model, wish: Wish) -> float | list[float]:
 
 
 def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> PruningPlan:
+    if wish.layers is not None:
+        return _plan_named(network, wish, wish.layers, batches)
     weights = graph.conv_weights(network)
     groups = graph.filter_groups(network)
     chain = all(len(group.filters) == 1 and _alike(group) == [1] for group in groups)
@@ -333,12 +349,7 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
         or None in _alike(group)
         for name in group.filters
     }
-    if wish.needs_data:
-        if batches is None:
-            raise ParameterError(f"criterion {wish.criterion} scores filters on data: give batches")
-        scored = DATA_CRITERIA[wish.criterion_name](network, batches)
-    else:
-        scored = score(weights, wish.criterion_name, filters=True)
+    scored = _scored(network, wish, weights, batches)
     scores = {name: values for name, values in scored.items() if name not in fixed}
     if not scores:
         raise ParameterError(
@@ -375,6 +386,69 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
 
     amounts = budgets.meet(budget, costs, "filterwise", leaving_the_fixed, groups=together)
     return choose(ratio=[amounts[name] for name in scores])
+
+
+def _scored(
+    network: keras.Model,
+    wish: Wish,
+    weights: Mapping[str, ConvWeights],
+    batches: Batches | None,
+) -> Mapping[str, np.ndarray]:
+    """The scores of all filters, from weights or from data."""
+    if not wish.needs_data:
+        return score(weights, wish.criterion_name, filters=True)
+    if batches is None:
+        raise ParameterError(f"criterion {wish.criterion} scores filters on data: give batches")
+    return DATA_CRITERIA[wish.criterion_name](network, batches)
+
+
+def _plan_named(
+    network: keras.Model, wish: Wish, layers: Mapping[str, float], batches: Batches | None
+) -> PruningPlan:
+    """The plan of some layers by name, dense ones among them."""
+    weights = graph.filter_weights(network)
+    for name in layers:
+        if name not in weights:
+            raise ParameterError(
+                f"there is no layer {name!r} to take filters or units of; known: "
+                f"{', '.join(weights)}"
+            )
+    together, places = [], {}
+    for group in graph.filter_groups(network):
+        named = [name for name in group.filters if name in layers]
+        if not named:
+            continue
+        others = [name for name in group.filters if name not in layers]
+        if others:
+            raise ParameterError(
+                f"layer {named[0]} only loses filters together with {', '.join(others)}; name "
+                "these too, with the same ratio"
+            )
+        if group.in_output or not group.removable.all() or None in _alike(group):
+            raise ParameterError(
+                f"layer {named[0]} cannot lose filters: they are the network's output, or compared "
+                "with each other, or only some are shared with another layer; leave it out"
+            )
+        together += [named] if len(named) > 1 else []
+        places.update(group.filters)
+        for name in named:
+            if group.size * (1 - layers[name]) < 0.5:
+                raise ParameterError(
+                    f"layer {name}: {100 * layers[name]:g} % of {group.size} filters leaves none; "
+                    f"give at most {100 * (1 - 1 / group.size):g} %"
+                )
+    scored = _scored(network, wish, {name: weights[name] for name in layers}, batches)
+    if not layers.keys() <= scored.keys():
+        missing = ", ".join(layers.keys() - scored.keys())
+        raise ParameterError(f"criterion {wish.criterion} has no scores for {missing}; take l1")
+    scores = {name: scored[name] for name in layers}
+    return plan_filterwise(
+        scores,
+        ratio=list(layers.values()),
+        groups=together,
+        places=places,
+        round_to=wish.round_to,
+    )
 
 
 def _alike(group: graph.FilterGroup) -> list[int | None]:

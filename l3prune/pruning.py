@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from l3prune.errors import ParameterError, command
 from l3prune.files import new_folder, read_json
-from l3prune.options import CHOICES, MASK_SETTINGS, chosen_of, parse, reduces
+from l3prune.options import CHOICES, LABELS, MASK_SETTINGS, chosen_of, parse, reduces
 from l3prune.quiet import load_tensorflow
 from l3prune.runs import (
     CONFIG,
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import tf_keras as keras
 
     from l3prune.pruner import Wish
+    from l3prune.retraining import Retraining
     from l3prune.schedules import MaskSchedule
     from l3prune.speed import Measured
 
@@ -41,6 +42,9 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
     if not chosen_of(args, CHOICES):
         return None
     each = args.filter_ratio if args.filterwise else args.sparsity
+    named = None
+    if args.layer_ratio is not None:
+        named = {name: percent / 100 for name, percent in args.layer_ratio.items()}
     amount = None if each is None else [percent / 100 for percent in each]
     overall = args.global_filter_ratio if args.filterwise else args.global_sparsity
     measured = None
@@ -53,6 +57,8 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         amount=amount[0] if amount is not None and len(amount) == 1 else amount,
         overall=None if overall is None else overall / 100,
         counts=args.num_filters,
+        layers=named,
+        fresh=tuple(args.fresh or ()),
         pattern=args.pattern,
         block=args.blocks,
         budget=args.budget,
@@ -90,6 +96,26 @@ def _measured(
     return replace(wish, budget=measured.budget), measured
 
 
+def _cuts(args: argparse.Namespace, wish: Wish | None) -> list[Wish]:
+    """The wish, or with --iterative one for each of its layers."""
+    if wish is None or not args.iterative:
+        return [] if wish is None else [wish]
+    return [
+        replace(wish, layers={name: ratio}, fresh=wish.fresh if name in wish.fresh else ())
+        for name, ratio in (wish.layers or {}).items()
+    ]
+
+
+def _way(args: argparse.Namespace) -> type[Retraining]:
+    """How a run retrains."""
+    from l3prune.label_training import LabelTraining
+    from l3prune.retraining import Distillation, FineTuning
+
+    if args.labels is not None:
+        return LabelTraining
+    return FineTuning if args.finetune or args.test_model else Distillation
+
+
 def _mask_schedule(args: argparse.Namespace) -> MaskSchedule | None:
     from l3prune.schedules import MaskSchedule
 
@@ -113,11 +139,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.pruning --help`."""
     args = parse(argv)
     load_tensorflow()
+    import tf_keras as keras
+
     from l3prune import devices, graph, schedules
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.plan import PruningPlan
-    from l3prune.pruner import outcome, prune
-    from l3prune.retraining import Distillation, FineTuning, recipe_of
+    from l3prune.pruner import make_plan, outcome, prune
+    from l3prune.retraining import recipe_of
     from l3prune.training import environment
     from l3prune.weights import save_network
 
@@ -129,9 +157,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.quiet = args.quiet or not here.chief
     schedule = _mask_schedule(args)
     recipe = recipe_of(args)
-    way = (FineTuning if args.finetune or args.test_model else Distillation)(args, here)
+    way = _way(args)(args, here)
     whole = way.whole
     wish, measured = _measured(args, whole, _wish(args, whole))
+    if wish is not None:
+        # What is wrong with a later cut would show after the retraining of the first.
+        if args.iterative:
+            make_plan(whole, wish)
+        wish, *way.later = _cuts(args, wish)
+        keras.utils.set_random_seed(args.random_state)  # for fresh weights
     pruned, plan, update, found = whole, PruningPlan({}), None, None
     # What is wrong with the wish shows before audio is decoded, which may take long.
     late = wish is not None and wish.needs_data
@@ -199,19 +233,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.retrain:
         student = way.begin(pruned, plan)
         with here.watched():
-            history = way.train(student, run_dir, recipe, update, resumed)
+            retrained, history = way.train(student, run_dir, recipe, update, resumed)
         if not here.chief:
             here.wait()  # for the report: SLURM may end the other tasks soon after the first
             return
         plot_history(history, run_dir / "history.png")
-        states.append(("retrained", student))
+        states += retrained.items()
         if schedule is not None:
             plan = PruningPlan(graph.masks(student))
     report = Report()
     for name, network in states:
         figures = way.figures(name, network, run_dir)
         report = report.with_row(name, **figures, **measure(way.audio(network)))
-    report.to_json(run_dir / "report.json")
+    way.write(report, run_dir)
     if plan:
         print(plan)
     print(report)
@@ -222,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parent(args: argparse.Namespace, model_name: str) -> Path:
     """EdgeL3's place of a kind of run below the output folder."""
     kind = ("reduced" if reduces(args) else "pruning") + ("_kd" if args.retrain else "")
+    if args.labels is not None:
+        kind = "pruning_labels" if args.retrain else kind
     if args.finetune:
         kind = f"pruning_finetune_{'filterwise' if args.filterwise else 'layerwise'}"
     folder = Path(args.output_dir) / "embedding" / kind
@@ -244,7 +280,7 @@ def _check_begun(run_dir: Path, args: argparse.Namespace) -> None:
     check_file(run_dir, PRUNED)
     names = (
         *("retrain", *CHOICES, "allocation", "criterion", "mask_schedule", *MASK_SETTINGS),
-        *("reduction", "batch_norm"),
+        *("reduction", "batch_norm", *LABELS),
     )
     check_begun(run_dir, told(args), names)
 

@@ -1,10 +1,13 @@
-"""Two ways to retrain a pruned audio network: distillation, and audio-visual correspondence."""
+"""Two ways to retrain a pruned audio network: distillation, and audio-visual correspondence.
+
+`label_training` is the third.
+"""
 
 from __future__ import annotations
 
 import abc
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +21,12 @@ from l3prune.datasets.avc import open_pairs
 from l3prune.devices import Devices
 from l3prune.distillation import check_pair, distill, open_pair, unexplained_variance
 from l3prune.errors import ParameterError
-from l3prune.evaluation import embedding_mse
+from l3prune.evaluation import Report, embedding_mse
 from l3prune.gradual import MaskUpdate
 from l3prune.networks import create_network, inference, l3
 from l3prune.options import MODEL_TYPES
 from l3prune.plan import PruningPlan
+from l3prune.pruner import Wish
 from l3prune.recipes import Recipe
 from l3prune.reduction import REDUCTION, Reduction
 from l3prune.scan import Spread
@@ -59,6 +63,8 @@ class Retraining(abc.ABC):
 
     unpruned: keras.Model
     whole: keras.Model
+    #: Further cuts, each followed by its own retraining; only of labels.
+    later: Sequence[Wish] = ()
 
     def __init__(self, args: argparse.Namespace, devices: Devices | None = None) -> None:
         self.args = args
@@ -93,8 +99,9 @@ class Retraining(abc.ABC):
         recipe: Recipe,
         update: MaskUpdate | None,
         resumed: bool,
-    ) -> list[dict[str, float]]:
-        """Retrain what `begin` gave, in place; gives the history."""
+    ) -> tuple[dict[str, keras.Model], list[dict[str, float]]]:
+        """Retrain what `begin` gave, in place; gives the networks to report on, by what they are
+        called there, the last being the result, and the history."""
 
     @abc.abstractmethod
     def figures(self, name: str, network: keras.Model, run_dir: Path) -> dict[str, float | None]:
@@ -103,6 +110,10 @@ class Retraining(abc.ABC):
     @abc.abstractmethod
     def audio(self, network: keras.Model) -> keras.Model:
         """The audio network of one of these."""
+
+    def write(self, report: Report, run_dir: Path) -> None:
+        """Write what was found out about the networks."""
+        report.to_json(run_dir / "report.json")
 
     def check_batch(self) -> None:
         """Refuse training batches larger than the data: they would have a window twice."""
@@ -213,8 +224,8 @@ class Distillation(Retraining):
         recipe: Recipe,
         update: MaskUpdate | None,
         resumed: bool,
-    ) -> list[dict[str, float]]:
-        return distill(
+    ) -> tuple[dict[str, keras.Model], list[dict[str, float]]]:
+        return {"retrained": student}, distill(
             student,
             self.unpruned,
             self._train,
@@ -316,9 +327,9 @@ class FineTuning(Retraining):
         recipe: Recipe,
         update: MaskUpdate | None,
         resumed: bool,
-    ) -> list[dict[str, float]]:
+    ) -> tuple[dict[str, keras.Model], list[dict[str, float]]]:
         avc.freeze_vision(student)
-        return train_correspondence(
+        return {"retrained": student}, train_correspondence(
             student,
             self._train,
             self._validation,
@@ -358,6 +369,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return Recipe(
         epochs=args.num_epochs,
         learning_rate=args.learning_rate,
+        best_by=args.best_by,
+        best_from=args.best_from,
         early_stopping_patience=args.early_stopping_patience,
         min_delta=args.min_delta,
         schedule=args.schedule,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -195,6 +195,35 @@ def remove_filters(network: keras.Model, plan: PruningPlan) -> keras.Model:
     return copy
 
 
+def renewed(network: keras.Model, names: Collection[str]) -> keras.Model:
+    """A copy of a network in which some layers have fresh weights, by their own initialisers.
+
+    Raises
+    ------
+    ParameterError
+        There is no such layer, or it has no weights.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64", filters=[1] * 8)
+    >>> copy = renewed(network, ["conv_2"])
+    >>> for name in ("conv_1", "conv_2"):
+    ...     before, after = (each.get_layer(name).kernel.numpy() for each in (network, copy))
+    ...     print(bool((before == after).all()))
+    True
+    False
+    """
+    weighted = {name: layer for name, layer in named_layers(network) if layer.weights}
+    _check_names(names, weighted, "layers with weights", "fresh weights are wished for in")
+
+    def kept(name: str, layer: keras.layers.Layer, weights: _Weights) -> _Weights:
+        return {} if name in names else weights
+
+    copy = _rebuild(network, lambda _, layer: layer.__class__.from_config(layer.get_config()), kept)
+    return _with_config(copy, network)
+
+
 def behind_front_end(network: keras.Model) -> keras.Model:
     """The part of a network that takes spectrograms; the network itself if all of it does.
 
@@ -211,11 +240,13 @@ def behind_front_end(network: keras.Model) -> keras.Model:
     return network
 
 
-def _check_names(plan: PruningPlan, known: Mapping[str, Any], what: str) -> None:
-    for name in plan:
+def _check_names(
+    names: Iterable[str], known: Mapping[str, Any], what: str, who: str = "the plan names"
+) -> None:
+    for name in names:
         if name not in known:
             raise ParameterError(
-                f"the plan names layer {name!r}; {what} of this network: "
+                f"{who} layer {name!r}; {what} of this network: "
                 f"{', '.join(sorted(known)) or 'none'}"
             )
 

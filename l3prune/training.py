@@ -61,7 +61,8 @@ def fit(
     After each epoch, every `checkpoint_minutes` within one, and when SIGTERM or SIGUSR1 asks the
     run to end, `model_latest.h5` is written in one go, with all that the run's future depends on: a
     resumed run continues from there bit for bit on CPU. `model_best_valid_loss.h5` is the best
-    epoch so far, whatever figure chooses it; `history.csv` the history for people; `tensorboard/` the same for TensorBoard.
+    epoch so far, whatever figure chooses it; `history.csv` the history for people; `tensorboard/`
+    the same for TensorBoard.
 
     Layers that are not trainable are left as they are: BatchNorm among them computes as inference
     does, and masks in them do not change.
@@ -331,9 +332,8 @@ def _train(
 def _figure(recipe: Recipe, objective: Objective) -> tuple[str, int]:
     """What chooses the best epoch, as the history calls it; 1 if the lowest is best, else -1."""
     if recipe.best_by not in ("loss", *objective.metrics):
-        raise ParameterError(
-            f"best_by={recipe.best_by!r}; this training has {', '.join(('loss', *objective.metrics))}"
-        )
+        known = ", ".join(("loss", *objective.metrics))
+        raise ParameterError(f"best_by={recipe.best_by!r}; this training has {known}")
     return f"val_{recipe.best_by}", 1 if recipe.best_by in ("loss", "mse", "mae") else -1
 
 

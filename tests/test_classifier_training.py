@@ -16,8 +16,8 @@ from classifier.results import CrossValidation, FoldResult, class_table, save_co
 from classifier.search import Search, candidates
 from classifier.shallow import ForestRecipe, SVMRecipe
 from classifier.splits import split_clips
-from l3prune.datasets.splits import split_folds
 from classifier.train import cross_validate, train_fold
+from l3prune.datasets.splits import split_folds
 from l3prune.errors import L3PruneError, ParameterError
 from tests.test_classifier import QUICK, files_below, toy_features
 

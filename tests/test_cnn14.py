@@ -7,8 +7,10 @@ import tf_keras as keras
 from l3prune import graph, surgery
 from l3prune.complexity import layer_complexities
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.filterwise import plan_distinct
 from l3prune.networks import cnn14, create_network, inference, network_config
-from l3prune.plan import PruningPlan
+from l3prune.plan import PruningPlan, score
+from l3prune.pruner import Wish, prune
 from l3prune.weights import load_network, save_network
 from tests.cnn14_networks import PLANS, shaken, small, weightless
 
@@ -261,3 +263,57 @@ def test_narrow():
     assert cnn14.narrow(64) == [1, 1, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
     with pytest.raises(ParameterError, match="divisor=65 is not a whole number in 1 … 64"):
         cnn14.narrow(65)
+
+
+@pytest.mark.parametrize("criterion", ["operator_norm", "operator_norm_energy", "l1", "random"])
+@pytest.mark.parametrize("percent", [25, 50, 75])
+def test_pruned_as_e_panns(criterion, percent):
+    """C7 … C12 by one ratio, from scores to a network; fc1 keeps its outputs."""
+    filters = [2, 2, 2, 2, 4, 4, 8, 8, 16, 16, 32, 32]
+    network = shaken(small(filters=filters, units=32))
+    amount = [0.0] * 6 + [percent / 100] * 6
+    smaller, plan = prune(network, Wish(filterwise=True, amount=amount, criterion=criterion))
+    kept = [int(count * (1 - percent / 100)) for count in filters[6:]]
+    arguments = network_config(smaller).arguments
+    assert arguments["filters"] == [*filters[:6], *kept]
+    assert arguments["units"] == 32
+    weights = graph.conv_weights(network)
+    for name, count in zip(cnn14.CONV_NAMES[6:], kept, strict=True):
+        scores = score({name: weights[name]}, criterion, filters=True)[name]
+        best = np.sort(np.argsort(-scores, kind="stable")[:count])
+        np.testing.assert_array_equal(np.flatnonzero(plan[name]), best)
+    first = np.ix_(range(3), range(3), range(4), np.flatnonzero(plan["conv_block4_conv1"]))
+    np.testing.assert_array_equal(
+        smaller.get_layer("conv_block4_conv1").kernel,
+        weights["conv_block4_conv1"].kernel[first],
+    )
+
+
+@pytest.mark.slow
+def test_the_whole_network_pruned_by_the_mixed_plan():
+    network = create_network("cnn14", input="log_mel")
+    amount = [0] * 6 + [0.75] * 4 + [0.5] * 2
+    smaller, _ = prune(network, Wish(filterwise=True, amount=amount, criterion="operator_norm"))
+    assert sum(int(np.prod(weight.shape)) for weight in smaller.trainable_weights) == 17_453_519
+    assert list(network_config(smaller).arguments["filters"]) == PLANS["75 % mixed"]
+
+
+def test_a_ratio_that_would_empty_a_layer_leaves_one_filter_and_one_of_all_is_refused():
+    network = shaken(small())
+    smaller, _ = prune(network, Wish(filterwise=True, amount=0.99, criterion="operator_norm"))
+    assert network_config(smaller).arguments["filters"] == [1] * 12
+    with pytest.raises(ParameterError, match=r"ratio=1.* is not in \[0, 1\)"):
+        prune(network, Wish(filterwise=True, amount=1.0))
+    with pytest.raises(ParameterError, match="12"):
+        prune(network, Wish(filterwise=True, amount=[0.5] * 6))
+
+
+def test_distinct_filters_of_every_layer():
+    network = shaken(small(filters=[4] * 6 + [8] * 6))
+    plan = plan_distinct(
+        {name: each for name, each in graph.conv_weights(network).items() if name[10] in "456"}
+    )
+    smaller = surgery.remove_filters(network, plan)
+    filters = network_config(smaller).arguments["filters"]
+    assert filters == [4] * 6 + [int(mask.sum()) for mask in plan.values()]
+    assert all(4 <= count < 8 for count in filters[6:])

@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from l3prune.criteria import CRITERIA, ConvWeights, _geometric_median, get_criterion
+from l3prune.criteria import (
+    CRITERIA,
+    ConvWeights,
+    _geometric_median,
+    distinct_filters,
+    get_criterion,
+    operator_norm,
+)
 from l3prune.errors import ParameterError
 
 FILTERS = 16
@@ -30,7 +37,12 @@ def rows(points):
 
 # Contracts over the registry.
 
-NOT_EQUIVARIANT = {"random": "its scores are drawn, not computed from the weights"}
+NOT_EQUIVARIANT = {
+    "random": "its scores are drawn, not computed from the weights",
+    "operator_norm": "the first filter is the measure of the others, as its authors have it",
+    "operator_norm_uncentred": "the same",
+    "cosine_similarity": "of two filters that are each other's nearest the first stays",
+}
 NOT_OF_VALUES = {"random": "its seed is a checksum of the weights' bytes"}
 
 
@@ -89,6 +101,111 @@ def test_filters_that_are_all_alike(name, dtype, filters, value):
         assert (scores == scores.flat[0]).all()
 
 
+# Passive filter pruning: values of E-PANNs' authors' code.
+
+
+@pytest.fixture
+def passive():
+    kernel = np.random.default_rng(7).standard_normal((3, 3, 5, 8)).round(3)
+    assert kernel[0, 0, 0, :3].tolist() == [0.001, 0.299, -0.274]
+    assert kernel[2, 2, 4, -1] == -0.084
+    return ConvWeights(kernel)
+
+
+def kept(scores, count):
+    return sorted(np.argsort(scores, kind="stable")[-count:].tolist())
+
+
+def test_operator_norm(passive):
+    scores = get_criterion("operator_norm")(passive)
+    expected = [1, 0.095780, 0.000246, 0.148427, 0.243487, 0.498894, 0.023585, 0.011300]
+    np.testing.assert_allclose(scores, expected, atol=5e-7)
+    assert scores.argsort().tolist() == [2, 7, 6, 1, 3, 4, 5, 0]
+    assert kept(scores, 4) == [0, 3, 4, 5]
+
+
+def test_operator_norm_uncentred(passive):
+    scores = get_criterion("operator_norm_uncentred")(passive)
+    expected = [0.749708, 0.063411, 1, 0.047173, 0.009937, 0.182230, 0.138852, 0.350593]
+    np.testing.assert_allclose(scores, expected, atol=5e-7)
+    assert scores.argsort().tolist() == [4, 3, 1, 6, 5, 7, 0, 2]
+    assert kept(scores, 4) == [0, 2, 5, 7]
+
+
+@pytest.mark.parametrize("anchor", ["first", "energy"])
+@pytest.mark.parametrize("centre", [True, False])
+def test_operator_norm_by_whole_singular_value_decompositions(passive, anchor, centre):
+    """As the paper says it, with the trace of a product of matrices."""
+    points = passive.kernel.reshape(9, 5, 8).transpose(1, 2, 0)  # (channels, filters, places)
+    if centre:
+        points = points - points.mean(axis=1, keepdims=True)
+    directions = []
+    for matrix in points:
+        u, _, vh = np.linalg.svd(matrix)
+        row = np.outer(u[:, 0], vh[0])[0]
+        directions.append(row / np.linalg.norm(row))
+    if anchor == "first":
+        sums = [np.trace(points[:, i] @ np.stack(directions).T) for i in range(8)]
+        expected = np.square(sums)
+    else:
+        expected = np.square(np.einsum("cik,ck->ci", points, directions)).sum(axis=0)
+    found = operator_norm(passive, anchor=anchor, centre=centre)
+    np.testing.assert_allclose(found, expected / expected.max(), rtol=1e-9)
+
+
+def test_the_first_filter_is_the_measure_of_the_others():
+    first, follows = 0, 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        kernel = rng.normal(size=(3, 3, 64, 128))
+        scores = operator_norm(ConvWeights(kernel))
+        first += scores[0] == 1
+        order = rng.permutation(128)
+        follows += np.allclose(operator_norm(ConvWeights(kernel[..., order])), scores[order])
+    assert (first, follows) == (20, 0)
+
+
+def test_a_channel_whose_first_filter_has_no_projection_counts_nothing():
+    kernel = np.zeros((1, 2, 2, 4))
+    kernel[0, :, 0] = [[0, 0, 4, -4], [3, -3, 0, 0]]
+    kernel[0, :, 1] = [[3, -1, -1, -1], [0, 0, 0, 0]]
+    scores = operator_norm(ConvWeights(kernel))
+    np.testing.assert_allclose(scores, [1, 1 / 9, 1 / 9, 1 / 9])
+
+
+def test_operator_norm_by_another_anchor():
+    with pytest.raises(ParameterError, match="anchor='last'; allowed: 'first', 'energy'"):
+        operator_norm(ConvWeights(np.ones((1, 1, 1, 2))), anchor="last")
+
+
+def test_l1_of_the_same_weights(passive):
+    scores = get_criterion("l1")(passive)
+    expected = [0.785089, 0.737964, 0.968896, 0.892491, 0.853846, 0.873893, 0.796737, 1]
+    np.testing.assert_allclose(scores / scores.max(), expected, atol=5e-7)
+
+
+def test_cosine_similarity(passive):
+    assert np.flatnonzero(distinct_filters(passive)).tolist() == [0, 1, 2, 3, 4]
+    scores = get_criterion("cosine_similarity")(passive)
+    distances = [0.63314, 0.51241, 0.42264, 0.33307, 0.68845, 0.51241, 0.33307, 0.63314]
+    lift = [3] * 5 + [0] * 3
+    np.testing.assert_allclose(scores, np.add(distances, lift), atol=1e-9)
+    assert kept(scores, 5) == [0, 1, 2, 3, 4]
+
+
+def test_cosine_similarity_does_not_hear_scale(passive):
+    louder = ConvWeights(passive.kernel * np.linspace(0.1, 9, 8))
+    score = get_criterion("cosine_similarity")
+    np.testing.assert_array_equal(score(louder), score(passive))
+
+
+def test_of_each_pair_of_copies_one_stays():
+    rng = np.random.default_rng(0)
+    kernel = np.repeat(rng.normal(size=(3, 3, 7, 5)), 2, axis=-1)
+    mask = distinct_filters(ConvWeights(kernel)).reshape(5, 2)
+    assert mask.tolist() == [[True, False]] * 5
+
+
 # By hand, and what defines the medians.
 
 
@@ -100,6 +217,38 @@ def test_criteria_by_hand():
     assert get_criterion("l1")(weights).tolist() == [7.0, 3.0]
     np.testing.assert_allclose(get_criterion("l2")(weights), [5.0, 5**0.5])
     assert get_criterion("bn_gamma")(weights).tolist() == [0.5, 0.25]
+
+
+def test_geometric_mean_by_hand():
+    score = get_criterion("geometric_mean")
+    np.testing.assert_allclose(score(rows([[1, 1], [2, -2], [4, 4]])), [1, 0, 4], atol=1e-12)
+    # sqrt(1 * 4) = 2, sqrt(2 * 8) = 4; of the layer (1 * 4 * 2 * 8)^(1/4) = sqrt(8).
+    np.testing.assert_allclose(
+        score(rows([[1, 4], [-2, 8]])), [(8**0.5 - 2) ** 2, (4 - 8**0.5) ** 2]
+    )
+    # A zero anywhere makes the layer's mean zero.
+    np.testing.assert_allclose(score(rows([[3, 0], [2, 2], [4, 4]])), [0, 4, 16], atol=1e-12)
+
+
+def test_geometric_mean_is_that_of_scipy(weights):
+    from scipy.stats import gmean
+
+    magnitudes = np.abs(weights.kernel.astype(float)).reshape(-1, FILTERS)
+    expected = (gmean(magnitudes, axis=None) - gmean(magnitudes, axis=0)) ** 2
+    np.testing.assert_allclose(get_criterion("geometric_mean")(weights), expected, rtol=1e-9)
+
+
+def test_the_medians_of_gaussian_filters_agree_on_most():
+    # Random filters of 16 x 784: the lower halves by both criteria share 97.5 % and more.
+    shares = []
+    for seed in range(20):
+        kernel = np.random.default_rng(seed).normal(size=(7, 7, 16, 16))
+        exact, summed = (
+            set(np.argsort(get_criterion(name)(ConvWeights(kernel)))[:8])
+            for name in ("geometric_median", "geometric_median_sum")
+        )
+        shares.append(len(exact & summed) / 8)
+    assert np.mean(shares) >= 0.975
 
 
 def test_random_differs_between_layers_of_one_shape():

@@ -39,7 +39,10 @@ TABLE_II = [
 
 #: Arguments of small networks, other than those with two filters in each of eight convolutions.
 _SMALL_CNN14 = {"filters": [2] * 12, "units": 3, "classes": 4, "samples": 9920}
-SMALL = dict.fromkeys(cnn14.NETWORKS, _SMALL_CNN14)
+SMALL = {
+    **dict.fromkeys(cnn14.NETWORKS, _SMALL_CNN14),
+    "dcase2021": {"filters": [2, 2, 3], "dense_units": 4, "classes": 3},
+}
 
 KERNELS = {
     "conv_1": (3, 3, 1, 64),

@@ -18,11 +18,12 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors"},
-    {"files", "criteria", "quiet", "checks", "arguments", "parallel"},
+    {"files", "criteria", "quiet", "checks", "parallel"},
     {
         "audio",
-        "labels",
         "log_mel",
+        "torch_files",
+        "labels",
         "download",
         "curves",
         "runs",
@@ -31,11 +32,13 @@ LEVELS = [
         "export_formats",
         "model_card",
     },
+    {"configs", "recipes", "metrics"},
+    {"arguments"},
     {"options", "c_header", "export_formats", "model_card"},
     {"plan", "datasets", "published", "sparse", "streaming"},
     {"web"},
     {"windows", "filterwise", "patterns", "onnx_file"},
-    {"allocation"},
+    {"allocation", "labelled"},
     {"budget"},
     # Networks, read and written.
     {"layers", "layouts"},
@@ -43,22 +46,26 @@ LEVELS = [
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices"},
-    {"weights", "gradual", "scan", "timing", "batch_norm", "litert"},
+    {"weights", "gradual", "scan", "timing", "batch_norm", "litert", "panns"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
     {"reduction", "schedules", "engines", "speed"},
-    {"distillation", "correspondence", "quantization"},
+    {"distillation", "correspondence", "quantization", "classification"},
     {"quantized_training"},
     {"evaluation", "embedding", "exports"},
-    {"images", "edgel3", "comparison", "retraining", "tagging"},
+    {"images", "edgel3", "comparison", "corpus", "tagging"},
+    {"retraining"},
+    {"label_training"},
     {"openl3", "views"},
     {
         "pruning",
         "sensitivity",
         "compare",
+        "train",
         "train_avc",
         "avc_data",
         "export",
+        "convert",
         "quantize",
         "tag",
         "live",
@@ -66,7 +73,7 @@ LEVELS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:8])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:11])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.
@@ -196,8 +203,10 @@ def test_asking_for_a_low_name_loads_no_tensorflow():
         "l3prune.sensitivity",
         "l3prune.compare",
         "l3prune.export",
+        "l3prune.convert",
         "l3prune.datasets.synthetic",
         "l3prune.datasets.scenes",
+        "l3prune.train",
         "l3prune.train_avc",
         "l3prune.quantize",
         "l3prune.tag",

@@ -131,7 +131,9 @@ def split_dataset(
     rest = [n for n, clip in enumerate(clips) if clip.fold != test_fold]
     official = [n for n in rest if not clips[n].original]
     if all(clips[n].group is not None for n in official):
-        validation = _by_groups(clips, official, [str(clips[n].group) for n in official], ratio, seed)
+        validation = _by_groups(
+            clips, official, [str(clips[n].group) for n in official], ratio, seed
+        )
     elif len(folds) == 2:
         alone = [clips[n].path.stem for n in official]
         validation = _by_groups(clips, official, alone, ratio, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -131,6 +132,17 @@ def create_network(name: str, **arguments: Any):
     except TypeError as error:
         raise ParameterError(f"network {name}: {error}") from error
     return attach_config(built, NetworkConfig(name, arguments))
+
+
+def takes(name: str, argument: str) -> bool:
+    """Whether the builder of a network has an argument of this name.
+
+    Examples
+    --------
+    >>> takes("dcase2021", "classes"), takes("sea64", "classes")
+    (True, False)
+    """
+    return name in list_networks() and argument in inspect.signature(_BUILDERS[name]).parameters
 
 
 def attach_config(built, config: NetworkConfig):

@@ -134,7 +134,13 @@ def _widths(built: keras.Model) -> dict[str, Any]:
     }
 
 
-@network("dcase2021", widths=_widths)
+def _claimed(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """Filters and units of all layers, in order, of what `build` makes of these arguments."""
+    widths = {"dense_units": DENSE_UNITS, "classes": CLASSES, **arguments}
+    return (*(arguments.get("filters") or FILTERS), widths["dense_units"], widths["classes"])
+
+
+@network("dcase2021", widths=_widths, claimed=_claimed)
 def build(
     *,
     input: str = "waveform",
@@ -202,13 +208,12 @@ def build(
             maps = keras.layers.MaxPooling2D(pool, name=f"max_pooling_{number - 1}")(maps)
             maps = keras.layers.Dropout(_DROPOUT, name=f"dropout_{number - 1}")(maps)
     values = keras.layers.Flatten(name="flatten")(maps)
-    uniform = keras.initializers.RandomUniform(-0.05, 0.05)
-    values = keras.layers.Dense(dense_units, "relu", kernel_initializer=uniform, name="dense_1")(
-        values
-    )
+    values = keras.layers.Dense(
+        dense_units, "relu", kernel_initializer="random_uniform", name="dense_1"
+    )(values)
     values = keras.layers.Dropout(_DROPOUT, name="dropout_3")(values)
     # Mixed precision computes in float16; probabilities are float32 for their readers all the same.
     output = keras.layers.Dense(
-        classes, "softmax", kernel_initializer=uniform, dtype="float32", name="dense_2"
+        classes, "softmax", kernel_initializer="random_uniform", dtype="float32", name="dense_2"
     )
     return keras.Model(inputs, output(values), name="dcase2021")
