@@ -255,6 +255,16 @@ def test_a_microphone_is_heard_at_the_networks_rate(monkeypatch):
     np.testing.assert_allclose(heard, expected, atol=1e-6)
 
 
+def test_a_microphone_that_is_stopped_before_it_is_heard(monkeypatch):
+    silent = FakeSounddevice()
+    monkeypatch.setattr(silent, "InputStream", lambda **_: contextlib.nullcontext())
+    monkeypatch.setitem(sys.modules, "sounddevice", silent)
+    listener = Listener(MicrophoneSource(), RATE, SIZE, Windows())
+    listener.start()
+    heard = listener.stop()
+    assert (heard.state, heard.windows, heard.error) == ("stopped", 0, "")
+
+
 @pytest.mark.parametrize(
     ("module", "device", "message"),
     [

@@ -135,7 +135,9 @@ def test_short_and_damaged_files_are_named_and_skipped(net, folder, capsys):
     assert "cnn14 needs 9920 (0.31 s)" in skipped[0]
     assert skipped[1].startswith(f"skipped: {folder / 'text.wav'} cannot be decoded")
     assert captured.out.count(" s)\n") == 2
-    assert tag_command(words(folder / "short.wav", folder / "text.wav", "--model", net)) == 2
+    line = words(folder / "short.wav", folder / "text.wav", "--model", net)
+    assert tag_command([*line, "--json", str(folder / "new")]) == 2
+    assert not (folder / "new").exists()
     assert capsys.readouterr().err.splitlines()[-1].startswith("error: every file was skipped")
     assert tag_command(words(folder / "short.wav", "--model", net)) == 2
     assert capsys.readouterr().err.startswith("error: the audio has 6400 samples")
