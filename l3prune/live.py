@@ -25,6 +25,7 @@ WINDOW = 2.0
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m l3prune.live",
+        usage="%(prog)s [FILE] --model FILE [options]",
         allow_abbrev=False,
         description=f"Which sounds are heard now: the last {WINDOW:g} seconds are tagged again and "
         "again, as fast as the machine can.",

@@ -415,7 +415,8 @@ class _Run:
                 if ended.is_set():
                     return
         except BaseException as error:
-            self.failure = error
+            if not ended.is_set():  # a microphone that is stopped before it was heard is no failure
+                self.failure = error
         finally:
             with self.came:
                 self.over = True

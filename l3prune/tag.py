@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shutil
 import sys
 import warnings
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from l3prune import views
 from l3prune.audio import AUDIO_EXTENSIONS
 from l3prune.errors import L3PruneError, ParameterError, command
-from l3prune.files import find_inputs, make_folder, write_json, write_table
+from l3prune.files import find_inputs, new_folder, write_json, write_table
 
 if TYPE_CHECKING:
     from l3prune.labels import Tracker
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m l3prune.tag",
+        usage="%(prog)s INPUT [INPUT ...] --model FILE [options]",
         allow_abbrev=False,
         description="Which sounds are in recordings: the most likely classes of each file, or, "
         "with --framewise, when they are heard.",
@@ -63,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from l3prune.tagging import window_samples
 
         window_samples(tagger, args.window, args.hop_size)  # wrong for one file, wrong for all
-    for folder in (args.json, args.csv):
-        if folder is not None:
-            make_folder(folder)
-    return _tag_all(files, args, tagger, tracker)
+    with contextlib.ExitStack() as folders:
+        for folder in (args.json, args.csv):
+            if folder is not None:
+                folders.enter_context(new_folder(folder))
+        return _tag_all(files, args, tagger, tracker)
 
 
 def _check_outputs(files: Sequence[Path], args: argparse.Namespace) -> None:

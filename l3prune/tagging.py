@@ -83,8 +83,9 @@ class Tagger:
         """
         if samples < self.least:
             raise ParameterError(
-                f"the audio is {samples / self.sample_rate:.3g} s long; {self.name} needs "
-                f"{self.least / self.sample_rate:g} s: give a longer recording, or pad it with "
+                f"the audio has {samples} samples ({samples / self.sample_rate:.3g} s at "
+                f"{self.sample_rate} Hz); {self.name} needs {self.least} "
+                f"({self.least / self.sample_rate:g} s): give a longer recording, or pad it with "
                 "zeros"
             )
 

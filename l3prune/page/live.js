@@ -4,7 +4,7 @@ const byId = (id) => document.getElementById(id);
 const toggle = byId("toggle");
 const topK = byId("top-k");
 let shown = null; // the last state
-let chosen = false; // whether the reader has chosen how many sounds
+let count = null; // sounds to show
 
 const WORDS = {
   stopped: "Stopped.",
@@ -53,8 +53,11 @@ function drawSounds(sounds) {
 
 function draw() {
   const listening = shown.state === "listening";
-  if (!chosen) topK.value = Math.min(shown.top_k, shown.most);
   topK.max = shown.most;
+  if (count === null) {
+    count = Math.min(shown.top_k, shown.most);
+    topK.value = count;
+  }
   write(byId("source"), shown.source);
   write(toggle, listening ? "Stop" : "Start");
   toggle.className = listening ? "stop" : "";
@@ -62,7 +65,6 @@ function draw() {
   write(byId("status"), WORDS[shown.state]);
   byId("error").hidden = !shown.error;
   write(byId("error"), shown.error);
-  const count = Math.min(Math.max(Math.trunc(topK.valueAsNumber) || 1, 1), shown.most);
   drawSounds(shown.sounds.slice(0, count));
   const some = shown.sounds.length > 0;
   write(byId("seconds"), some ? `${shown.seconds.toFixed(1)} s` : "–");
@@ -77,7 +79,9 @@ toggle.addEventListener("click", () => {
 });
 
 topK.addEventListener("input", () => {
-  chosen = true;
+  const wish = Math.trunc(topK.valueAsNumber);
+  if (!(wish >= 1)) return; // nothing yet, while another number is typed
+  count = wish;
   if (shown) draw();
 });
 
