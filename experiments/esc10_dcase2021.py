@@ -46,6 +46,9 @@ WAYS = {
 
 UNPRUNED = "unpruned"
 
+#: The network of a run.
+BEST = "model_best_valid_loss.h5"
+
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
@@ -99,7 +102,7 @@ def pruned(args: argparse.Namespace, fold: int, seed: int, weights: Path, config
         write_once(CONFIGS / "entry1.json", once)
         line = ["--config", once]
     line += [
-        *(weights / "model_best_valid_loss.h5", args.data, args.work, "--labels", "esc50"),
+        *(weights / BEST, args.data, args.work, "--labels", "esc50"),
         *("--test-fold", fold, "--seed", seed, "--num-epochs", args.retrain_epochs),
         *("--train-batch-size", args.batch_size),
     ]
@@ -118,6 +121,17 @@ def figures(folder: Path, rows: dict[str, str]) -> dict[str, dict[str, float]]:
     return {name: report[row] for name, row in rows.items()}
 
 
+def halved(args: argparse.Namespace, fold: int, network) -> dict[str, float]:
+    """The figures of an unpruned network in 16 bits, as the pruning command has them of others."""
+    from l3prune.corpus import Corpus
+    from l3prune.quantization import to_float16
+
+    corpus = Corpus("esc50", args.data, fold)
+    corpus.open(network, Path(args.work) / "cache", quiet=True)
+    found, _ = corpus.figures(to_float16(network), quiet=True)
+    return found
+
+
 def carry_out(args: argparse.Namespace) -> dict:
     """Every part's figures: way -> one for each fold and seed."""
     from l3prune.models import load
@@ -127,19 +141,21 @@ def carry_out(args: argparse.Namespace) -> dict:
     for fold in folds:
         split_folds(load_dataset("esc50", args.data).folds, fold)  # raises if it is not there
     rows: dict[str, list[dict]] = {name: [] for name in (UNPRUNED, *WAYS)}
-    networks = {}
+    networks: dict = {}
     for fold in folds:
         for seed in args.seeds:
             where = {"fold": fold, "seed": seed}
             base = trained(args, fold, seed)
-            rows[UNPRUNED].append({**where, **figures(base, {"retrained": "trained"})})
-            networks.setdefault(UNPRUNED, load(base / "model_best_valid_loss.h5"))
+            network = load(base / BEST)
+            part = figures(base, {"retrained": "trained"})
+            rows[UNPRUNED].append({**where, **part, "float16": halved(args, fold, network)})
+            networks.setdefault(UNPRUNED, network)
             for way, config in WAYS.items():
                 folder = pruned(args, fold, seed, base, config)
                 states = {name: name for name in ("pruned", "retrained", "float16")}
                 sizes = read_json(folder / "sizes.json")["networks"]
                 rows[way].append({**where, **figures(folder, states), "sizes": sizes})
-                networks.setdefault(way, load(folder / "model_best_valid_loss.h5"))
+                networks.setdefault(way, load(folder / BEST))
     times = latency(networks, rounds=args.rounds)
     costs = {name: cost(network, times[name]) for name, network in networks.items()}
     return {"settings": vars(args), "rows": rows, "costs": costs}
