@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from l3prune.errors import ParameterError
+from l3prune.medians import distances_to, geometric_median_of
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,7 @@ _CHANNELS_AT_ONCE = 64
 #: Above every cosine distance: what lifts filters that stay above those that another resembles.
 _LIFT = 3.0
 
-#: Weiszfeld's steps before Newton's are tried. Filters of networks need 2 to 20 in all.
-_PATIENCE = 50
-
-#: Steps after which the search for a geometric median ends wherever it is.
-_MAX_STEPS = 1000
-
-#: Filters nearer than this to a point, in units of the filters' spread, are at the point.
+#: Filters nearer to their mean than this, in units of their size, are alike.
 _COINCIDENT = 1e-13
 
 
@@ -157,7 +152,7 @@ def geometric_median(weights: ConvWeights) -> np.ndarray:
     [1.4142, 1.4142, 1.4142, 1.4142, 0.0]
     """
     points = _points(weights)
-    return _distances(points, _geometric_median(points))
+    return distances_to(points, geometric_median_of(points))
 
 
 @criterion
@@ -178,7 +173,7 @@ def geometric_median_sum(weights: ConvWeights) -> np.ndarray:
     sums = np.zeros(len(points))
     # Differences, not |a|² + |b|² - 2ab, in which filters that are alike cancel to noise.
     for index, point in enumerate(points[:-1]):
-        distances = _distances(points[index + 1 :], point)
+        distances = distances_to(points[index + 1 :], point)
         sums[index] += distances.sum()
         sums[index + 1 :] += distances
     return sums
@@ -436,87 +431,3 @@ def _distinct(nearest: np.ndarray, distances: np.ndarray) -> np.ndarray:
 def _points(weights: ConvWeights) -> np.ndarray:
     """The filters as rows, in float64: (filters, kh * kw * in_channels)."""
     return weights.kernel.reshape(-1, weights.kernel.shape[-1]).T.astype(np.float64, order="C")
-
-
-def _distances(points: np.ndarray, point: np.ndarray) -> np.ndarray:
-    offsets = points - point
-    return np.sqrt(np.einsum("ij,ij->i", offsets, offsets))
-
-
-def _geometric_median(points: np.ndarray) -> np.ndarray:
-    """The point with the least sum of distances to `points`, to 1e-10 of their spread.
-
-    Weiszfeld's iteration from the mean, with the rule of Vardi & Zhang (PNAS 2000) where a point is
-    hit. Where the median is one of the points that rule is also tried on the point nearest to each
-    step's end: the iteration alone comes near such a median slowly, and never to it. It is slow
-    where the median is just beside a point too; then Newton's steps are taken where they lead
-    lower. Points on a line have the usual median, the middle of the two middle ones if their number
-    is even; points that miss a line by 1e-6 of their spread may not reach the precision.
-    """
-    offsets = points - points[0]
-    lengths = _distances(points, points[0])
-    spread = lengths.max()
-    if spread == 0:
-        return points[0]
-    tiny = _COINCIDENT * spread
-    line = offsets[lengths.argmax()] / spread
-    along = offsets @ line
-    if _distances(offsets, along[:, None] * line).max() <= tiny:
-        return points[0] + np.median(along) * line
-
-    def pull(point: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Directions to the points elsewhere, 1 / distance of each, number of points here."""
-        distances = _distances(points, point)
-        elsewhere = distances > tiny
-        inverse = 1 / distances[elsewhere]
-        directions = (points[elsewhere] - point) * inverse[:, None]
-        return directions, inverse, len(points) - len(inverse)
-
-    median = points.mean(axis=0)
-    tried = set()
-    last = 0.0
-    for count in range(_MAX_STEPS):
-        nearest = int(_distances(points, median).argmin())
-        if nearest not in tried:
-            tried.add(nearest)
-            directions, _, here = pull(points[nearest])
-            if np.linalg.norm(directions.sum(axis=0)) <= here * (1 + 1e-12):
-                return points[nearest]
-        directions, inverse, here = pull(median)
-        force = directions.sum(axis=0)
-        strength = np.linalg.norm(force)
-        if strength <= here:
-            break
-        step = (1 - here / strength) * force / inverse.sum()
-        length = float(np.linalg.norm(step))
-        # Steps shrink geometrically, so what is still to go is known from the last two.
-        done = length == 0 or (length < last and length**2 / (last - length) <= 1e-10 * spread)
-        if count >= _PATIENCE and not here:
-            newton = _newton(directions, inverse)
-            # To rounding: at the median all sums are alike.
-            total = _distances(points, median + step).sum() * (1 + 1e-14)
-            # Near a point a whole step can lead past it; then a part of the step does not.
-            for part in 0.25 ** np.arange(12):
-                if _distances(points, median + part * newton).sum() <= total:
-                    step = part * newton
-                    # These steps shrink faster, so the last is more than what is still to go.
-                    done = part == 1 and bool(np.linalg.norm(newton) <= 1e-10 * spread)
-                    break
-        median = median + step
-        if done:
-            break
-        last = length
-    return median
-
-
-def _newton(directions: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Newton's step for the sum of distances to points in these directions, at 1 / `inverse`.
-
-    The Hessian is the sum of inverse * (1 - direction directionᵀ). The gradient is a sum of
-    directions and so is the step, which leaves a system as large as there are points.
-    """
-    system = inverse.sum() * np.eye(len(inverse)) - inverse[:, None] * (directions @ directions.T)
-    try:
-        return np.linalg.solve(system, np.ones(len(inverse))) @ directions
-    except np.linalg.LinAlgError:
-        return np.full(directions.shape[1], np.inf)

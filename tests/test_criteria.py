@@ -9,12 +9,12 @@ from hypothesis.extra import numpy as hnp
 from l3prune.criteria import (
     CRITERIA,
     ConvWeights,
-    _geometric_median,
     distinct_filters,
     get_criterion,
     operator_norm,
 )
 from l3prune.errors import ParameterError
+from l3prune.medians import geometric_median_of
 
 FILTERS = 16
 
@@ -184,6 +184,12 @@ def test_l1_of_the_same_weights(passive):
     np.testing.assert_allclose(scores / scores.max(), expected, atol=5e-7)
 
 
+def test_geometric_mean_of_the_same_weights(passive):
+    scores = get_criterion("geometric_mean")(passive)
+    expected = [0.026664, 0.108363, 0.025772, 0.120263, 0.042011, 0.133883, 1, 0.834284]
+    np.testing.assert_allclose(scores / scores.max(), expected, atol=5e-7)
+
+
 def test_cosine_similarity(passive):
     assert np.flatnonzero(distinct_filters(passive)).tolist() == [0, 1, 2, 3, 4]
     scores = get_criterion("cosine_similarity")(passive)
@@ -345,7 +351,7 @@ def test_pulls_cancel_where_whole_newton_steps_lead_past_the_median():
             (-2.9999999, -2.0000004),
         ]
     )
-    offsets = points - _geometric_median(points)
+    offsets = points - geometric_median_of(points)
     pull = (offsets / np.linalg.norm(offsets, axis=1)[:, None]).sum(axis=0)
     assert np.linalg.norm(pull) < 1e-4
 
@@ -389,7 +395,7 @@ def test_no_point_has_a_smaller_sum_of_distances(points, scale, shift):
 )
 def test_the_pulls_at_the_median_cancel(points):
     """The gradient is zero at a median that is no filter, and at most their number at filters."""
-    median = _geometric_median(points)
+    median = geometric_median_of(points)
     offsets = points - median
     distances = np.linalg.norm(offsets, axis=1)
     here = distances <= 1e-9 * (1 + np.abs(points).max())

@@ -17,7 +17,7 @@ ROOT = Path(l3prune.__file__).parent.parent
 #: A module may import from lower levels, and within its own package. `commands` come last.
 LEVELS = [
     # No TensorFlow, ever.
-    {"errors"},
+    {"errors", "medians"},
     {"files", "criteria", "quiet", "checks", "parallel"},
     {
         "audio",
