@@ -83,11 +83,6 @@ def _check(args: argparse.Namespace) -> list[tuple[Format, str]]:
         given = args.input or form.inputs[0]
         form.check_input(given)
         form.check_packages()
-        if form.calibrated and args.calibration is None:
-            raise ParameterError(
-                f"{form.name} needs ranges of activations from real audio: give a folder of "
-                "recordings by --calibration"
-            )
         path = Path(args.output_dir) / form.file(args.name, given)
         if path.exists() and not args.overwrite:
             raise ParameterError(f"{path} exists; replace it by --overwrite, or give another name")
@@ -114,6 +109,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     network = models.load_audio(args.weights, input="waveform")
     facts = describe_source(network, args.weights)
     source = _source(network, args, recordings, facts)
+    for form, _ in chosen:
+        if form.calibrated and source.calibration is None and source.ranges is None:
+            raise ParameterError(
+                f"{form.name} needs ranges of activations from real audio: give a folder of "
+                "recordings by --calibration, or a network of python -m l3prune.quantize"
+            )
     failed = 0
     with new_folder(args.output_dir) as folder:
         check_folder(folder, facts)
@@ -164,17 +165,20 @@ def _source(
 ) -> Source:
     from l3prune.exports import Source
     from l3prune.litert import front_end_of
+    from l3prune.models import locate
+    from l3prune.weights import read_attachment
 
     rate = front_end_of(network).sample_rate
+    ranges = read_attachment(locate(args.weights)[0]).get("ranges")  # of python -m l3prune.quantize
     if not recordings:
-        return Source(network, args.name, _made_up(rate), "made-up sounds", None, facts)
+        return Source(network, args.name, _made_up(rate), "made-up sounds", None, ranges, facts)
     windows = _windows(recordings, rate, quiet=args.quiet)
     if len(windows) < 2:
         raise L3PruneError(
             f"--calibration {args.calibration} holds {len(windows)} second of sound; give two at "
             "least: one for ranges, one to compare on"
         )
-    return Source(network, args.name, windows[1::2], "recordings", windows[::2], facts)
+    return Source(network, args.name, windows[1::2], "recordings", windows[::2], ranges, facts)
 
 
 def _windows(recordings: list[Path], sample_rate: int, *, quiet: bool) -> np.ndarray:

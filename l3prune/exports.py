@@ -32,6 +32,7 @@ from l3prune.models import locate
 from l3prune.networks import inference, network_config
 from l3prune.networks.l3 import embedding_point
 from l3prune.published import list_weights
+from l3prune.quantization import Quantized, to_litert
 from l3prune.quiet import hushed
 from l3prune.sparse import SparseModel, program_of
 from l3prune.sparse.packed import save_program
@@ -62,6 +63,8 @@ class Source:
         Where they are from, for people.
     calibration : np.ndarray or None, (n, 1, sample_rate) float32
         Other windows, that ranges of int8 activations come from.
+    ranges : np.ndarray or None
+        These ranges, of a network that was quantised; see `quantization.Quantized`.
     facts : mapping
         JSON values about where the network is from: file, sha256, licence.
 
@@ -78,6 +81,7 @@ class Source:
     windows: np.ndarray
     windows_from: str
     calibration: np.ndarray | None = None
+    ranges: np.ndarray | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -319,18 +323,24 @@ def _write_litert(source: Source, form: Format, given: str, path: Path) -> dict[
 
 def _litert(source: Source, values: str, given: str) -> tuple[bytes, dict[str, Any]]:
     windows = None
-    if values == "int8":
+    if values == "int8" and source.ranges is None:
         if source.calibration is None:
             raise ParameterError(
                 "int8 needs ranges of activations from real audio: give a folder of recordings by "
                 "--calibration"
             )
         windows = source.calibration
-    content = litert.convert(source.network, values, windows=windows, waveform=given == WAVEFORM)
+    waveform = given == WAVEFORM
+    if values == "int8" and source.ranges is not None:
+        content = to_litert(Quantized(source.network, source.ranges), waveform=waveform)
+    else:
+        content = litert.convert(source.network, values, windows=windows, waveform=waveform)
     kinds = sorted({kind for kind, _ in litert.operators(content)})
     facts: dict[str, Any] = {"operators": kinds, "zeros": check_zeros(source.network, content)}
     if windows is not None:
         facts["calibration_windows"] = len(windows)
+    elif values == "int8":
+        facts["ranges"] = "of the quantised network"
     return content, facts
 
 

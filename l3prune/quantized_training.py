@@ -12,7 +12,7 @@ both (PCQAT)
     `Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)` on a clustered network.
 
 What is trained shares its variables with a masked network, which is what checkpoints show (see
-`checkpoints.Disguised`): runs resume, have a history, and keep their masks, like any other.
+`disguise.Disguised`): runs resume, have a history, and keep their masks, like any other.
 
 Where tfmot's schemes let go of zeros, and what is done about it:
 
@@ -42,8 +42,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune import surgery
-from l3prune.checkpoints import BEST, LATEST, Disguised, trained_beside
+from l3prune.checkpoints import BEST, LATEST, trained_beside
 from l3prune.checks import check_whole
+from l3prune.disguise import Disguised
 from l3prune.distillation import Windows, check_pair, distill, open_pair
 from l3prune.errors import ParameterError
 from l3prune.layers import KeepZeros, MaskedConv2D

@@ -25,6 +25,7 @@ from l3prune.exports import Source, embedding_error, export
 from l3prune.graph import conv_weights
 from l3prune.networks import attach_config, create_network, inference
 from l3prune.plan import plan_layerwise
+from l3prune.quantization import measure_ranges, on_grid, to_litert
 from l3prune.sparse import SparseModel
 from l3prune.weights import load_network, save_network
 from tests.commands import tree, words
@@ -216,7 +217,7 @@ def source_of(network=None):
     windows = rng.uniform(-0.5, 0.5, (4, 1, 8000)).astype(np.float32)
     network = network or make_tiny()
     facts = {"fingerprint": "0"}
-    return Source(network, "net", windows[:2], "noise", windows[2:], facts)
+    return Source(network, "net", windows[:2], "noise", windows[2:], facts=facts)
 
 
 def test_the_error_is_a_distance_over_a_mean_length():
@@ -339,6 +340,25 @@ def test_made_up_sounds_without_recordings(weights, tmp_path, capsys):
     record = json.loads((tmp_path / "out/small-waveform.float32.l3p.json").read_text())
     assert (record["windows"], record["windows_from"]) == (20, "made-up sounds")
     assert "error" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("given", INPUTS)
+def test_a_quantised_network_keeps_its_own_ranges(tmp_path, given):
+    network = make_pruned()
+    wide = measure_ranges(network, [np.zeros((1, *network.input_shape[1:]))]) + np.array([-9, 9])
+    quantized = on_grid(network, wide)
+    quantized.save(tmp_path / "net.h5")
+    line = [tmp_path / "net.h5", tmp_path / "out", "--format", "litert-int8", "--input", given]
+    assert main(words(*line, "--tolerance", "9")) == 0
+    file = FORMATS["litert-int8"].file("net", given)
+    assert (tmp_path / "out" / file).read_bytes() == to_litert(
+        quantized, waveform=given == "waveform"
+    )
+    record = json.loads((tmp_path / "out" / f"{file}.json").read_text())
+    assert (record["ranges"], record["windows_from"]) == (
+        "of the quantised network",
+        "made-up sounds",
+    )
 
 
 def test_what_misses_its_tolerance_is_told_and_the_rest_is_published(weights, tmp_path, capsys):
