@@ -25,6 +25,7 @@ from l3prune.quantization import (
 )
 from l3prune.quantize import main
 from l3prune.quantized_training import (
+    cluster,
     clustering,
     distill_clustered,
     distill_quantized,
@@ -390,6 +391,21 @@ def test_the_centroid_of_zeros_is_exact_once_kernels_are_read():
 
 
 # Distillation.
+
+
+def test_clusters_without_training():
+    network = pruned()
+    before = own_kernels(network)
+    shared = cluster(network, 4)
+    for name, kernel in own_kernels(shared).items():
+        values = np.unique(kernel)
+        assert len(values) <= 4
+        kept = before[name] != 0
+        assert not kernel[~kept].any()
+        # Each other weight has the value that is nearest to it; zero is one of them.
+        distance = np.abs(before[name][kept][:, None] - values)
+        np.testing.assert_array_equal(values[distance.argmin(axis=1)], kernel[kept])
+    assert all(np.array_equal(before[name], kept) for name, kept in own_kernels(network).items())
 
 
 @pytest.fixture(scope="module")
