@@ -154,6 +154,7 @@ def test_ranges_are_those_of_the_activations():
         measure_ranges(network, [])
 
 
+@pytest.mark.slow
 def test_raw_embeddings_have_the_range_of_their_convolution():
     network = create_network("mel256", filters=[2] * 8)
     noise = np.random.default_rng(0).uniform(-1, 1, (2, 1, 48000)).astype(np.float32)
@@ -461,6 +462,7 @@ def test_what_was_trained_is_what_is_deployed(aware):
     assert np.abs(found - inference(trained)(given)).max() <= 6 * step_of_embedding
 
 
+@pytest.mark.slow
 def test_a_resumed_aware_run_ends_with_the_same_bits(aware, sounds, tmp_path):
     student, folder, quantized = aware
     for epochs in (1, 2):
