@@ -218,10 +218,9 @@ def describe_source(network: keras.Model, weights: str | os.PathLike[str]) -> di
         "nonzero_kernel_weights": nonzero,
     }
     beside = path.with_suffix(".json")
-    if beside.is_file():
-        said = read_json(beside)
-        if isinstance(said, dict) and said.get("sha256") == digest:
-            facts |= {name: said[name] for name in ("origin", "licence") if name in said}
+    said = read_json(beside) if beside.is_file() else None
+    if isinstance(said, dict) and said.get("sha256") == digest:
+        facts |= {name: said[name] for name in ("origin", "licence") if name in said}
     else:
         sha1 = git_blob_sha1(path)
         for known in list_weights():

@@ -18,6 +18,7 @@ import tf_keras as keras
 
 from l3prune import c_header, exports, litert, onnx_file, surgery
 from l3prune.audio import log_spectrogram
+from l3prune.download import git_blob_sha1
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.export import main
 from l3prune.export_formats import FORMATS, INPUTS
@@ -25,6 +26,7 @@ from l3prune.exports import Source, embedding_error, export
 from l3prune.graph import conv_weights
 from l3prune.networks import attach_config, create_network, inference
 from l3prune.plan import plan_layerwise
+from l3prune.published import list_weights
 from l3prune.quantization import measure_ranges, on_grid, to_litert
 from l3prune.sparse import SparseModel
 from l3prune.weights import load_network, save_network
@@ -186,6 +188,8 @@ def test_a_header_has_the_bytes_of_a_litert_file(header):
         "#define L3PRUNE_TINY_LOG_MEL_OUTPUT_VALUES 16",
         "#define L3PRUNE_TINY_LOG_MEL_SAMPLE_RATE 8000",
         " *   CONV_2D",
+        "_Alignas(16)",
+        "alignas(16)",
     ):
         assert line in text.splitlines()
     kinds = {kind for kind, _ in litert.operators(content)}
@@ -227,6 +231,22 @@ def test_a_header_that_lost_a_byte_is_refused(tmp_path):
         path.write_text(path.read_text().replace("0x08,", "nonsense,"))
         with pytest.raises(L3PruneError, match="does not compile"):
             c_header.compiled_bytes(path, "net")
+
+
+@pytest.mark.parametrize("beside", [None, "{}"])
+def test_published_weights_have_their_licence_whatever_lies_beside_them(
+    weights, tmp_path, monkeypatch, beside
+):
+    path = tmp_path / "net.h5"
+    path.write_bytes(weights.read_bytes())
+    if beside is not None:
+        path.with_suffix(".json").write_text(beside)
+    known = list_weights()[0]
+    listed = [dataclasses.replace(known, git_blob_sha1=git_blob_sha1(path))]
+    monkeypatch.setattr(exports, "list_weights", lambda: listed)
+    facts = exports.describe_source(load_network(path), path)
+    assert facts["licence"] == known.licence
+    assert facts["origin"] == f"{known.name}, {known.url}"
 
 
 # -- What is not published ------------------------------------------------------------------------
