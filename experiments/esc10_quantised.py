@@ -460,7 +460,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             network = study.teacher
             if state == "sparse":
                 network, _ = study.distilled(f"{args.sparsity:g}", fold)
-            forms = untrained_rows(network, batches) | trained_rows(study, network, state, fold)
+            forms = untrained_rows(network, batches)
+            # The study's settings, of which its folder is named, are without the sparsity.
+            place = state if state == "dense" else f"{state}-{args.sparsity:g}"
+            forms |= trained_rows(study, network, place, fold)
             own: np.ndarray | None = None
             for form in ROWS:
                 name, row = f"{state} {form}", forms[form]

@@ -76,16 +76,15 @@ def _check(args: argparse.Namespace) -> list[tuple[Format, str]]:
         raise ParameterError(f"--tolerance {args.tolerance} is not a positive number")
     if args.name is None:
         args.name = _name(args.weights)
-    elif Path(args.name).name != args.name or args.name.startswith(".") or not args.name.strip():
-        raise ParameterError(f"--name {args.name!r} is not a name for files")
+    if not _is_name(args.name):
+        raise ParameterError(f"--name {args.name!r} is not a name for files; give another")
     chosen = []
     for form in (FORMATS[name] for name in dict.fromkeys(args.format)):
         given = args.input or form.inputs[0]
         form.check_input(given)
         form.check_packages()
         path = Path(args.output_dir) / form.file(args.name, given)
-        if path.exists() and not args.overwrite:
-            raise ParameterError(f"{path} exists; replace it by --overwrite, or give another name")
+        form.check_place(path, overwrite=args.overwrite)
         chosen.append((form, given))
     return chosen
 
@@ -94,6 +93,14 @@ def _name(weights: str) -> str:
     """What files of a network are called: its file's name, or its published one."""
     name = Path(weights).name.replace(":", "-")
     return name.removesuffix(".gz").removesuffix(".h5")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which records and cards are
+        return False
+    return Path(name).name == name and not name.startswith(".") and bool(name.strip())
 
 
 @command
@@ -141,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
             with atomic_write(folder / CARD) as temporary:
-                temporary.write_text(model_card(read_records(folder)), encoding="utf-8")
+                temporary.write_bytes(model_card(read_records(folder)).encode(errors="replace"))
         if failed == len(chosen):
             raise L3PruneError("nothing was exported")
     return 2 if failed else 0

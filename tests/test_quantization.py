@@ -570,6 +570,28 @@ def test_the_command_writes_all_forms_and_a_report(sounds, tmp_path, capsys):
     assert "was begun with scheme='clustered-qat', not 'qat'" in capsys.readouterr().err
 
 
+def test_too_few_clusters_are_refused_before_a_run_begins(sounds, tmp_path, capsys):
+    words = words_of(tmp_path / "out", sounds, tmp_path / "no.h5", "--scheme", "clustered")
+    assert main([*words, "--clusters", "2"]) == 2
+    assert "clusters=2 is not a whole number from 3 on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_zeros_that_a_network_without_masks_has_are_not_counted_as_rounded(sounds, tmp_path):
+    """As published networks are, which were pruned and have no masks."""
+    student = surgery.strip_masks(pruned())
+    save_network(student, tmp_path / "pruned.h5")
+    assert main(words_of(tmp_path / "out", sounds, tmp_path / "pruned.h5")) in (0, None)
+    folder = tmp_path / "out" / "quantized" / "sounds" / "qat" / "first"
+    row = read_json(folder / "report.json")["qat"]
+    before, after = own_kernels(student), own_kernels(load_network(folder / "quantized.h5"))
+    for name, kernel in before.items():
+        assert not after[name][kernel == 0].any(), name
+    became = sum(np.count_nonzero((after[name] == 0) & (before[name] != 0)) for name in before)
+    assert row["rounded_to_zero"] == became < 20
+
+
 # The published network.
 
 
