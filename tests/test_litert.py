@@ -131,6 +131,14 @@ def test_pruned_weights_are_exactly_zero_in_the_file(values, waveform):
     assert rounded == 0 or values in ("dynamic", "int8")
 
 
+@pytest.mark.parametrize("waveform", [False, True])
+def test_the_same_network_gives_the_same_bytes(waveform):
+    network = make_pruned()
+    first = litert.convert(network, "dynamic", waveform=waveform)
+    create_network("sea64", filters=[1] * 8)  # Keras counts models
+    assert litert.convert(network, "dynamic", waveform=waveform) == first
+
+
 def test_the_network_is_not_changed():
     before = [weight.numpy() for weight in pruned().weights]
     litert.convert(pruned(), "dynamic")
