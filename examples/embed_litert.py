@@ -35,11 +35,17 @@ def main():
     if len(given["shape"]) != 3:
         raise SystemExit(f"{args.model} takes spectrograms; export it with --input waveform")
     rate = int(given["shape"][-1])
-    audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    hop = int(args.hop_size * rate) if 0 < args.hop_size <= 1 else 0
+    if not hop:
+        raise SystemExit(f"--hop-size {args.hop_size} is not above 0 and up to 1 second")
+    try:
+        audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise SystemExit(str(error)) from None
     if sample_rate != rate:
         raise SystemExit(f"{args.audio} has {sample_rate} Hz; resample it to {rate} Hz")
     embedding = []
-    for window in windows(audio.mean(axis=1), rate, int(args.hop_size * rate)):
+    for window in windows(audio.mean(axis=1), rate, hop):
         model.set_tensor(given["index"], window[np.newaxis, np.newaxis])
         model.invoke()
         embedding.append(model.get_tensor(made["index"])[0].copy())

@@ -37,10 +37,16 @@ def main():
     if len(given.shape) != 3:
         raise SystemExit(f"{args.model} takes spectrograms; export it with --input waveform")
     rate = given.shape[-1]
-    audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    hop = int(args.hop_size * rate) if 0 < args.hop_size <= 1 else 0
+    if not hop:
+        raise SystemExit(f"--hop-size {args.hop_size} is not above 0 and up to 1 second")
+    try:
+        audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise SystemExit(str(error)) from None
     if sample_rate != rate:
         raise SystemExit(f"{args.audio} has {sample_rate} Hz; resample it to {rate} Hz")
-    every = windows(audio.mean(axis=1), rate, int(args.hop_size * rate))
+    every = windows(audio.mean(axis=1), rate, hop)
     parts = [
         session.run(None, {given.name: every[start : start + BATCH, np.newaxis]})[0]
         for start in range(0, len(every), BATCH)

@@ -23,7 +23,10 @@ def main():
     parser.add_argument("--hop-size", type=float, default=0.1, help="seconds (%(default)s)")
     args = parser.parse_args()
 
-    audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    try:
+        audio, sample_rate = soundfile.read(args.audio, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise SystemExit(str(error)) from None
     try:
         embedding, timestamps = l3prune.get_embedding(
             audio, sample_rate, args.model, hop_size=args.hop_size

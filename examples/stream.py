@@ -54,11 +54,15 @@ def main():
     if len(given["shape"]) != 3:
         raise SystemExit(f"{args.model} takes spectrograms; export it with --input waveform")
     rate = int(given["shape"][-1])
-    hop = int(args.hop_size * rate)
-    if not 0 < hop <= rate:
+    hop = int(args.hop_size * rate) if 0 < args.hop_size <= 1 else 0
+    if not hop:
         raise SystemExit(f"--hop-size {args.hop_size} is not above 0 and up to 1 second")
     ring, embedding, timestamps = RingBuffer(rate), [], []
-    with soundfile.SoundFile(args.audio) as file:
+    try:
+        opened = soundfile.SoundFile(args.audio)
+    except soundfile.LibsndfileError as error:
+        raise SystemExit(str(error)) from None
+    with opened as file:
         if file.samplerate != rate:
             raise SystemExit(f"{args.audio} has {file.samplerate} Hz; resample it to {rate} Hz")
         start = time.perf_counter()

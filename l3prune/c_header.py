@@ -166,7 +166,7 @@ def compiled_bytes(path: str | os.PathLike[str], name: str) -> bytes | None:
     if compiler is None:
         return None
     program = (
-        f'#include <stdint.h>\n#include <stdio.h>\n#include "{Path(path).resolve()}"\n'
+        f'#include <stdint.h>\n#include <stdio.h>\n#include "header.h"\n'
         "int main(void) {\n"
         f"  if ((uintptr_t){name} % {_ALIGNMENT}) return 1;\n"
         f"  return fwrite({name}, 1, sizeof {name}, stdout) != {name.upper()}_BYTES;\n"
@@ -174,7 +174,9 @@ def compiled_bytes(path: str | os.PathLike[str], name: str) -> bytes | None:
     )
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder) / "main.c", Path(folder) / "main"
-        source.write_text(program, encoding="utf-8")
+        source.write_text(program, encoding="ascii")
+        # Under a name that C takes between quotes.
+        shutil.copyfile(path, source.with_name("header.h"))
         flags = ("-std=c11", "-Wall", "-Wextra", "-Werror")
         line = [compiler, *flags, str(source), "-o", str(made)]
         built = subprocess.run(line, capture_output=True, text=True, check=False)

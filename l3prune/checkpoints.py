@@ -15,7 +15,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import tf_keras as keras
 
 from l3prune import graph
 from l3prune.devices import Devices
+from l3prune.disguise import variables_beside
 from l3prune.errors import Interrupted, L3PruneError
 from l3prune.files import write_table
 from l3prune.gradual import MaskUpdate
@@ -65,50 +66,6 @@ class Progress:
 
 #: Of a run with several workers: seconds from one agreement to the next, about.
 _AGREE_EVERY = 2.0
-
-
-class Disguised(keras.Model):
-    """A functional network that trains more than it shows: a student and what is beside it.
-
-    Whoever reads its layers or weights sees those that `show` was given, so that checkpoints hold
-    networks to be used. All other variables of it are kept beside them in the checkpoint; the
-    trainable variables are of both, without those of layers that are not trainable.
-
-    Examples
-    --------
-    >>> inputs = keras.Input((2,))
-    >>> first, second = keras.layers.Dense(3), keras.layers.Dense(4)
-    >>> network = Disguised(inputs, second(first(inputs)))
-    >>> network.show([first])
-    >>> len(network.layers), len(network.weights), len(network.trainable_weights)
-    (1, 2, 4)
-    """
-
-    def show(self, layers: list[keras.layers.Layer], still: Collection[int] = ()) -> None:
-        """Show these layers alone; variables whose `id` is in `still` are not for the optimizer."""
-        # Past Keras's own attributes, which would make the layers parts of the network once more.
-        object.__setattr__(self, "_shown", layers)
-        object.__setattr__(self, "_still", frozenset(still))
-
-    @property
-    def beside(self) -> list[Any]:
-        """Its variables that are in none of the layers that it shows."""
-        return _beside(self)
-
-    @property
-    def layers(self):
-        return self.__dict__.get("_shown") or super().layers
-
-    @property
-    def weights(self):
-        return [weight for layer in self.layers for weight in layer.weights]
-
-    @property
-    def trainable_weights(self):
-        still = self.__dict__.get("_still", frozenset()) | {
-            id(weight) for layer in self.layers if not layer.trainable for weight in layer.weights
-        }
-        return [weight for weight in super().trainable_weights if id(weight) not in still]
 
 
 class Keeper(keras.callbacks.Callback):
@@ -212,7 +169,7 @@ class Keeper(keras.callbacks.Callback):
         history.append(row)
         self.progress.step = 0
         if epoch >= self.final and self.sign * row[self.best_by] < min(figures, default=math.inf):
-            self._save(BEST, row, _numbered("beside", _values(_beside(self.model))))
+            self._save(BEST, row, _numbered("beside", _values(variables_beside(self.model))))
         if self.interval and (epoch + 1) % self.interval == 0:
             self._save(f"model_checkpoint.{epoch + 1:02d}.h5", row, {})
         if self.devices.chief:
@@ -284,7 +241,7 @@ class Keeper(keras.callbacks.Callback):
         progress = self.progress
         state = {
             **_numbered("optimizer", _values(_optimizer_variables(self.model.optimizer))),
-            **_numbered("beside", _values(_beside(self.model))),
+            **_numbered("beside", _values(variables_beside(self.model))),
             "history": _encoded(json.dumps(progress.history)),
             "data": _encoded(json.dumps(progress.data)),
             "random": _encoded(_random_state()),
@@ -373,7 +330,7 @@ def restore(
         )
     slots, beside, sums = (_group(state, each) for each in ("optimizer", "beside", "metric"))
     variables = _optimizer_variables(network.optimizer)
-    if not _match(slots, variables) or (beside and not _match(beside, _beside(network))):
+    if not _match(slots, variables) or (beside and not _match(beside, variables_beside(network))):
         raise L3PruneError(
             f"the run in {output_dir} trained other layers; continue it with its own batch_norm "
             "and precision, and with those layers frozen that were"
@@ -404,7 +361,7 @@ def restore(
     for variable, value in zip(variables, slots, strict=True):
         variable.assign(value)
     if beside:
-        for variable, value in zip(_beside(network), beside, strict=True):
+        for variable, value in zip(variables_beside(network), beside, strict=True):
             variable.assign(value)
     if "random" in state:  # checkpoints of earlier versions have none
         _set_random_state(state["random"].tobytes().decode())
@@ -493,13 +450,6 @@ def _optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[Any]:
         # Keras gives the scale as a tensor only.
         variables += [optimizer._loss_scale.current_loss_scale, optimizer.dynamic_counter]
     return variables
-
-
-def _beside(network: keras.Model) -> list[Any]:
-    """The variables that a network trains or keeps and that are in none of its layers."""
-    own = {id(weight) for layer in network.layers for weight in layer.weights}
-    every = [*network.trainable_variables, *network.non_trainable_variables]
-    return [variable for variable in every if id(variable) not in own]
 
 
 def _metric_weights(network: keras.Model) -> list[Any]:

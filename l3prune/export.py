@@ -76,21 +76,15 @@ def _check(args: argparse.Namespace) -> list[tuple[Format, str]]:
         raise ParameterError(f"--tolerance {args.tolerance} is not a positive number")
     if args.name is None:
         args.name = _name(args.weights)
-    elif Path(args.name).name != args.name or args.name.startswith(".") or not args.name.strip():
-        raise ParameterError(f"--name {args.name!r} is not a name for files")
+    if not _is_name(args.name):
+        raise ParameterError(f"--name {args.name!r} is not a name for files; give another")
     chosen = []
     for form in (FORMATS[name] for name in dict.fromkeys(args.format)):
         given = args.input or form.inputs[0]
         form.check_input(given)
         form.check_packages()
-        if form.calibrated and args.calibration is None:
-            raise ParameterError(
-                f"{form.name} needs ranges of activations from real audio: give a folder of "
-                "recordings by --calibration"
-            )
         path = Path(args.output_dir) / form.file(args.name, given)
-        if path.exists() and not args.overwrite:
-            raise ParameterError(f"{path} exists; replace it by --overwrite, or give another name")
+        form.check_place(path, overwrite=args.overwrite)
         chosen.append((form, given))
     return chosen
 
@@ -99,6 +93,14 @@ def _name(weights: str) -> str:
     """What files of a network are called: its file's name, or its published one."""
     name = Path(weights).name.replace(":", "-")
     return name.removesuffix(".gz").removesuffix(".h5")
+
+
+def _is_name(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8, which records and cards are
+        return False
+    return Path(name).name == name and not name.startswith(".") and bool(name.strip())
 
 
 @command
@@ -114,6 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     network = models.load_audio(args.weights, input="waveform")
     facts = describe_source(network, args.weights)
     source = _source(network, args, recordings, facts)
+    for form, _ in chosen:
+        if form.calibrated and source.calibration is None and source.ranges is None:
+            raise ParameterError(
+                f"{form.name} needs ranges of activations from real audio: give a folder of "
+                "recordings by --calibration, or a network of python -m l3prune.quantize"
+            )
     failed = 0
     with new_folder(args.output_dir) as folder:
         check_folder(folder, facts)
@@ -140,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
             with atomic_write(folder / CARD) as temporary:
-                temporary.write_text(model_card(read_records(folder)), encoding="utf-8")
+                temporary.write_bytes(model_card(read_records(folder)).encode(errors="replace"))
         if failed == len(chosen):
             raise L3PruneError("nothing was exported")
     return 2 if failed else 0
@@ -164,17 +172,20 @@ def _source(
 ) -> Source:
     from l3prune.exports import Source
     from l3prune.litert import front_end_of
+    from l3prune.models import locate
+    from l3prune.weights import read_attachment
 
     rate = front_end_of(network).sample_rate
+    ranges = read_attachment(locate(args.weights)[0]).get("ranges")  # of python -m l3prune.quantize
     if not recordings:
-        return Source(network, args.name, _made_up(rate), "made-up sounds", None, facts)
+        return Source(network, args.name, _made_up(rate), "made-up sounds", None, ranges, facts)
     windows = _windows(recordings, rate, quiet=args.quiet)
     if len(windows) < 2:
         raise L3PruneError(
             f"--calibration {args.calibration} holds {len(windows)} second of sound; give two at "
             "least: one for ranges, one to compare on"
         )
-    return Source(network, args.name, windows[1::2], "recordings", windows[::2], facts)
+    return Source(network, args.name, windows[1::2], "recordings", windows[::2], ranges, facts)
 
 
 def _windows(recordings: list[Path], sample_rate: int, *, quiet: bool) -> np.ndarray:

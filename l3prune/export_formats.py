@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from l3prune.errors import L3PruneError, ParameterError
 
@@ -57,6 +58,19 @@ class Format:
     def file(self, name: str, given: str) -> str:
         """The file's name for a network's name and an input."""
         return f"{name}-{given}{self.ending}"
+
+    def check_place(self, path: Path, *, overwrite: bool) -> None:
+        """Refuse a path that holds what an export of this format may not replace."""
+        if not path.exists():
+            return
+        if not overwrite:
+            raise ParameterError(f"{path} exists; overwrite it, or give another name or folder")
+        # What is replaced is deleted, with all that is in it.
+        ours = (path / "saved_model.pb").is_file() if self.kind == "saved-model" else path.is_file()
+        if not ours:
+            raise ParameterError(
+                f"{path} exists and is no {self.name} file; move it away, or give another name"
+            )
 
     def check_input(self, given: str) -> None:
         """Refuse an input that the format cannot take."""

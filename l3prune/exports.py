@@ -32,6 +32,7 @@ from l3prune.models import locate
 from l3prune.networks import inference, network_config
 from l3prune.networks.l3 import embedding_point
 from l3prune.published import list_weights
+from l3prune.quantization import Quantized, to_litert
 from l3prune.quiet import hushed
 from l3prune.sparse import SparseModel, program_of
 from l3prune.sparse.packed import save_program
@@ -62,6 +63,8 @@ class Source:
         Where they are from, for people.
     calibration : np.ndarray or None, (n, 1, sample_rate) float32
         Other windows, that ranges of int8 activations come from.
+    ranges : np.ndarray or None
+        These ranges, of a network that was quantised; see `quantization.Quantized`.
     facts : mapping
         JSON values about where the network is from: file, sha256, licence.
 
@@ -78,6 +81,7 @@ class Source:
     windows: np.ndarray
     windows_from: str
     calibration: np.ndarray | None = None
+    ranges: np.ndarray | None = None
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -152,8 +156,7 @@ def export(
     form.check_input(given)
     folder = make_folder(folder)
     path = folder / form.file(source.name, given)
-    if path.exists() and not overwrite:
-        raise ParameterError(f"{path} exists; give overwrite to replace it, or another folder")
+    form.check_place(path, overwrite=overwrite)
     allowed = form.tolerance if tolerance is None else tolerance
     with _temporary_folder(folder) as temporary:
         made = temporary / path.name
@@ -182,8 +185,9 @@ def export(
             "versions": _versions(form.packages),
             **_sizes(made),
         }
-        _move(made, path)
-    write_json(path.with_name(path.name + ".json"), record)
+        written = temporary / f"{path.name}.json"
+        write_json(written, record)
+        _move(made, written, path)
     return record
 
 
@@ -214,10 +218,9 @@ def describe_source(network: keras.Model, weights: str | os.PathLike[str]) -> di
         "nonzero_kernel_weights": nonzero,
     }
     beside = path.with_suffix(".json")
-    if beside.is_file():
-        said = read_json(beside)
-        if isinstance(said, dict) and said.get("sha256") == digest:
-            facts |= {name: said[name] for name in ("origin", "licence") if name in said}
+    said = read_json(beside) if beside.is_file() else None
+    if isinstance(said, dict) and said.get("sha256") == digest:
+        facts |= {name: said[name] for name in ("origin", "licence") if name in said}
     else:
         sha1 = git_blob_sha1(path)
         for known in list_weights():
@@ -300,12 +303,16 @@ def _temporary_folder(folder: Path) -> Any:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _move(made: Path, path: Path) -> None:
-    """Give a finished file or folder its name."""
+def _move(made: Path, written: Path, path: Path) -> None:
+    """Give a finished file or folder and its record their names."""
+    record = path.with_name(written.name)
+    # A record of the old file would be wrong beside the new one, should it end between.
+    record.unlink(missing_ok=True)
     if path.is_dir():
         # A folder cannot be replaced in one step: the old one goes aside.
         os.replace(path, made.with_name("old"))
     os.replace(made, path)
+    os.replace(written, record)
 
 
 # -- Writers: each gives further facts for the record ---------------------------------------------
@@ -319,18 +326,24 @@ def _write_litert(source: Source, form: Format, given: str, path: Path) -> dict[
 
 def _litert(source: Source, values: str, given: str) -> tuple[bytes, dict[str, Any]]:
     windows = None
-    if values == "int8":
+    if values == "int8" and source.ranges is None:
         if source.calibration is None:
             raise ParameterError(
                 "int8 needs ranges of activations from real audio: give a folder of recordings by "
                 "--calibration"
             )
         windows = source.calibration
-    content = litert.convert(source.network, values, windows=windows, waveform=given == WAVEFORM)
+    waveform = given == WAVEFORM
+    if values == "int8" and source.ranges is not None:
+        content = to_litert(Quantized(source.network, source.ranges), waveform=waveform)
+    else:
+        content = litert.convert(source.network, values, windows=windows, waveform=waveform)
     kinds = sorted({kind for kind, _ in litert.operators(content)})
     facts: dict[str, Any] = {"operators": kinds, "zeros": check_zeros(source.network, content)}
     if windows is not None:
         facts["calibration_windows"] = len(windows)
+    elif values == "int8":
+        facts["ranges"] = "of the quantised network"
     return content, facts
 
 
@@ -415,7 +428,7 @@ def _write_header(source: Source, form: Format, given: str, path: Path) -> dict[
         "OUTPUT_VALUES": int(source.network.output_shape[-1]),
         "SAMPLE_RATE": source.front_end.sample_rate,
     }
-    name = _array_name(path)
+    name = _array_name(path.name.removesuffix(form.ending))
     c_header.write_header(content, path, name, constants, [kind for kind, _ in operators])
     compiled = c_header.compiled_bytes(path, name)
     if compiled not in (None, content) or c_header.read_header(path) != content:
@@ -423,9 +436,9 @@ def _write_header(source: Source, form: Format, given: str, path: Path) -> dict[
     return {**facts, "array": name, "compiled": compiled is not None}
 
 
-def _array_name(path: Path) -> str:
+def _array_name(name: str) -> str:
     """A name that C allows, of the file's."""
-    return "l3prune_" + re.sub(r"\W", "_", path.name.split(".")[0], flags=re.ASCII)
+    return "l3prune_" + re.sub(r"\W", "_", name, flags=re.ASCII)
 
 
 # -- Engines --------------------------------------------------------------------------------------

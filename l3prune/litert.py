@@ -7,7 +7,8 @@ network's weights are stored in, the front end stays float32.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,28 +104,84 @@ def convert(
         raise ParameterError(
             f"network {plain.name} takes inputs of shape {shape[1:]}; sizes must be known"
         )
-    function = tf.function(
-        lambda inputs: plain(inputs, training=False),
-        input_signature=[tf.TensorSpec(shape, tf.float32, name="input")],
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], plain)
+    groups = None
+    if windows is not None:
+        groups = _grouped(_as_inputs(network, plain, windows), batch)
+    content = convert_function(
+        lambda inputs: plain(inputs, training=False), shape, values, groups=groups, owner=plain
+    )
+    return content if front_end is None else behind_waveform(content, front_end)
+
+
+def convert_function(
+    function: Callable[[Any], Any],
+    shape: Sequence[int],
+    values: str = "float32",
+    *,
+    groups: Iterable[np.ndarray] | None = None,
+    owner: Any = None,
+) -> bytes:
+    """The LiteRT file of a TensorFlow function of one input.
+
+    Parameters
+    ----------
+    function : callable, tf.Tensor -> tf.Tensor
+    shape : sequence of int
+        Of its input, which is float32.
+    values : {"float32", "float16", "dynamic", "int8"}
+        See `convert`. What the function rounds itself (`tf.quantization`) is int8 with "dynamic".
+    groups : iterable of np.ndarray, or None
+        For "int8": inputs.
+    owner : object or None
+        What has the function's variables.
+
+    Raises
+    ------
+    L3PruneError
+        LiteRT has no builtin operator for what it computes.
+
+    Examples
+    --------
+    >>> run(convert_function(lambda x: 2 * x, (1, 3)), np.float32([[1, 2, 3]]))
+    array([[2., 4., 6.]], dtype=float32)
+    """
+    signature = [tf.TensorSpec(tuple(shape), tf.float32, name="input")]
+    concrete = tf.function(function, input_signature=signature).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], owner or tf.Module())
     if values != "float32":
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if values == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    elif windows is not None:
-        groups = _grouped(_as_inputs(network, plain, windows), batch)
+    elif groups is not None:
         converter.representative_dataset = lambda: ([group] for group in groups)
         converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    content = _converted(converter)
-    if front_end is None:
-        return content
-    first = tf.function(
-        lambda waveform: _spectrogram(waveform, front_end),
-        input_signature=[tf.TensorSpec((1, 1, front_end.sample_rate), tf.float32, name="waveform")],
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([first], tf.Module())
-    return _joined(_converted(converter), content)
+    try:
+        with hushed(), warnings.catch_warnings():  # it tells what it ignores
+            warnings.simplefilter("ignore", UserWarning)
+            return converter.convert()
+    except Exception as error:  # of several kinds, all about the graph
+        lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
+        reason = " ".join((lines or [str(error)])[0].split())[:300]
+        raise L3PruneError(
+            f"LiteRT has no builtin operator for this network: {reason}; export it as a SavedModel"
+        ) from error
+
+
+def behind_waveform(content: bytes, front_end: FrontEnd) -> bytes:
+    """A file that takes log-mels, with its front end in front: it takes (1, 1, samples).
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64", filters=[1] * 8)
+    >>> content = behind_waveform(convert(network), front_end_of(network))
+    >>> run(content, np.zeros((1, 1, 8000), np.float32)).shape
+    (1, 1)
+    """
+    first = convert_function(
+        lambda waveform: _spectrogram(waveform, front_end), (1, 1, front_end.sample_rate)
+    )
+    return _joined(first, content)
 
 
 def front_end_of(network: keras.Model) -> FrontEnd:
@@ -236,6 +293,11 @@ class StoredKernel:
 
 def kernels(content: bytes) -> list[StoredKernel]:
     """The kernels of a file's convolutions and dense layers, in the order of computation.
+
+    Raises
+    ------
+    L3PruneError
+        Not a LiteRT file.
 
     Examples
     --------
@@ -358,18 +420,6 @@ def _grouped(inputs: np.ndarray, batch: int) -> np.ndarray:
     return inputs[: len(inputs) // batch * batch].reshape(-1, batch, *inputs.shape[1:])
 
 
-def _converted(converter: Any) -> bytes:
-    try:
-        with hushed():  # it tells what it ignores
-            return converter.convert()
-    except Exception as error:  # of several kinds, all about the graph
-        lines = [line for line in str(error).splitlines() if "error:" in line.lower()]
-        reason = " ".join((lines or [str(error)])[0].split())[:300]
-        raise L3PruneError(
-            f"LiteRT has no builtin operator for this network: {reason}; export it as a SavedModel"
-        ) from error
-
-
 def _spectrogram(waveform: Any, front_end: FrontEnd) -> Any:
     """`LogMelSpectrogram` of one waveform, in operators that LiteRT has.
 
@@ -423,6 +473,8 @@ def _schema() -> Any:
 
 
 def _parsed(content: bytes) -> Any:
+    if content[4:8] != b"TFL3":
+        raise L3PruneError("the content is no LiteRT file")
     return _schema().ModelT.InitFromPackedBuf(content, 0)
 
 

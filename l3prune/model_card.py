@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from l3prune.errors import ParameterError
+from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json
 
 #: In the folder.
@@ -14,6 +14,13 @@ CARD = "README.md"
 
 #: Tells a card from other files of this name.
 _MARK = "<!-- written by l3prune.export from the .json files beside it -->"
+
+#: Of records, that tell them from other files of the kind.
+_KEYS = {
+    *("format", "values", "file", "network", "input", "output", "sample_rate", "front_end"),
+    *("embedding_point", "engine", "error", "tolerance", "error_is", "windows", "windows_from"),
+    *("source", "versions", "bytes", "gzip_bytes"),
+}
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
@@ -25,15 +32,21 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     >>> read_records(Path(tempfile.mkdtemp()))
     []
     """
-    records = [read_json(path) for path in sorted(folder.glob("*.json"))]
-    return [
-        record
-        for record in records
-        if isinstance(record, dict)
-        and isinstance(record.get("file"), str)
-        and {"format", "source", "error"} <= set(record)
-        and (folder / record["file"]).exists()
-    ]
+    records = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = read_json(path)
+        except L3PruneError:  # somebody else's
+            continue
+        if (
+            isinstance(record, dict)
+            and set(record) >= _KEYS
+            and f"{record['file']}.json" == path.name
+            and isinstance(record["source"], dict)
+            and path.with_suffix("").exists()
+        ):
+            records.append(record)
+    return records
 
 
 def check_folder(folder: Path, source: Mapping[str, Any]) -> None:
@@ -86,7 +99,7 @@ def model_card(records: Sequence[Mapping[str, Any]]) -> str:
         "",
         "| | |",
         "|---|---|",
-        f"| source | {source['file']}, sha256 {source['sha256']} |",
+        f"| source | {_cell(source['file'])}, sha256 {source['sha256']} |",
         f"| origin | {source.get('origin') or 'not stated by the weight file'} |",
         f"| licence | {source.get('licence') or 'not stated by the weight file'} |",
         f"| kernel weights | {source['kernel_weights']:,}, of these {zeros:,} zero "
@@ -99,7 +112,7 @@ def model_card(records: Sequence[Mapping[str, Any]]) -> str:
     ]
     for each in records:
         lines.append(
-            f"| {each['file']} | {each['input']['kind']} {_shape(each)} | {each['values']} "
+            f"| {_cell(each['file'])} | {each['input']['kind']} {_shape(each)} | {each['values']} "
             f"| {each['bytes']:,} | {each['gzip_bytes']:,} | {each['error']:.2g} "
             f"| {each['tolerance']:g} | {each['engine']} |"
         )
@@ -123,8 +136,7 @@ def model_card(records: Sequence[Mapping[str, Any]]) -> str:
     if rounded:
         lines += ["", "## Zeros", ""]
         lines += [f"- {each['file']}: {_zeros(each['zeros'])}" for each in rounded]
-    versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-    return "\n".join([*lines, "", f"Made with {versions}.", ""])
+    return "\n".join([*lines, "", f"Made with {_versions(records)}.", ""])
 
 
 _POINTS = {"raw": "before its BatchNorm and ReLU", "activated": "behind its BatchNorm and ReLU"}
@@ -135,6 +147,19 @@ def _zeros(counts: Mapping[str, int]) -> str:
     return (
         f"all {kept:,} zeros of the network are zeros in the file; " if kept else ""
     ) + f"{counts['rounded_to_zero']:,} other weights became zero when they were rounded."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _versions(records: Sequence[Mapping[str, Any]]) -> str:
+    """Of all records: each has the packages that its own format needs."""
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        for name, version in record["versions"].items():
+            found.setdefault(name, {})[version] = None
+    return ", ".join(f"{name} {' or '.join(versions)}" for name, versions in found.items())
 
 
 def _shape(record: Mapping[str, Any]) -> str:

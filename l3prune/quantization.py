@@ -10,7 +10,6 @@ zeros of a mask are a subset of a file's zeros, and `count_zeros` lists the diff
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -18,9 +17,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from l3prune import graph, surgery
+from l3prune import graph, litert, surgery
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.quiet import hushed
 from l3prune.sparse.convert import program_of
 from l3prune.sparse.program import Affine, Convolution, Flatten, GlobalPooling, Pooling, Program
 from l3prune.weights import load_network, read_attachment, save_network
@@ -341,8 +339,8 @@ def split(
     return head, tail
 
 
-def to_litert(quantized: Quantized) -> bytes:
-    """An int8 network as a LiteRT file, behind its front end: float32 log-mels to float32.
+def to_litert(quantized: Quantized, *, waveform: bool = False) -> bytes:
+    """An int8 network as a LiteRT file, from float32 log-mels or waveforms to float32.
 
     Weights and activations between are int8, biases int32, all as the network's own steps and
     ranges say; a BatchNorm before the first convolution stays float32. The file is read back: its
@@ -351,6 +349,8 @@ def to_litert(quantized: Quantized) -> bytes:
     Parameters
     ----------
     quantized : Quantized
+    waveform : bool
+        The front end is in the file, as float32; see `litert.convert`.
 
     Returns
     -------
@@ -370,66 +370,18 @@ def to_litert(quantized: Quantized) -> bytes:
     b'TFL3'
     """
     program = program_of(quantized.network)
-    function = tf.function(
-        lambda maps: _compute(program, quantized.ranges, maps),
-        input_signature=[tf.TensorSpec((1, *program.shape), tf.float32)],
-    ).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], quantized.network)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    with hushed(), warnings.catch_warnings():  # it tells what it ignores
-        warnings.simplefilter("ignore", UserWarning)
-        content = converter.convert()
-        kernels = litert_kernels(content)
+    content = litert.convert_function(
+        lambda maps: _compute(program, quantized.ranges, maps), (1, *program.shape), "dynamic"
+    )
     steps = [step for step in program.steps if isinstance(step, Convolution)]
-    for step, (whole, _) in zip(steps, kernels, strict=True):
-        if not np.array_equal(whole, integers(step.kernel)[0]):
+    for step, kernel in zip(steps, litert.kernels(content), strict=True):
+        if not np.array_equal(np.moveaxis(kernel.stored, 0, -1), integers(step.kernel)[0]):
             raise L3PruneError(
                 f"layer {step.name}: the LiteRT file has other int8 weights than the network"
             )
+    if waveform:
+        content = litert.behind_waveform(content, litert.front_end_of(quantized.network))
     return content
-
-
-def litert_kernels(content: bytes) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The kernels of a LiteRT file's convolutions, in their order.
-
-    Returns
-    -------
-    kernels : list of (whole, steps)
-        (kh, kw, in_channels, filters) as stored, and (filters,) float32: what each is multiplied
-        with (empty for a float kernel).
-
-    Raises
-    ------
-    L3PruneError
-        Not a LiteRT file.
-
-    Examples
-    --------
-    >>> litert_kernels(b"no file")
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.L3PruneError: the content is no LiteRT file
-    """
-    try:
-        from ai_edge_litert.interpreter import Interpreter
-    except ImportError as error:
-        raise L3PruneError(
-            "LiteRT files are read by ai-edge-litert, which is not installed: "
-            "pip install 'l3prune[export]'"
-        ) from error
-    try:
-        interpreter = Interpreter(model_content=content)
-    except ValueError as error:
-        raise L3PruneError("the content is no LiteRT file") from error
-    tensors = {each["index"]: each for each in interpreter.get_tensor_details()}
-    kernels = []
-    for operation in interpreter._get_ops_details():
-        if operation["op_name"] == "CONV_2D":
-            number = operation["inputs"][1]
-            stored = interpreter.get_tensor(number)
-            scales = tensors[number]["quantization_parameters"]["scales"]
-            kernels.append((np.moveaxis(stored, 0, -1), scales))
-    return kernels
 
 
 def _compute(program: Program, ranges: np.ndarray, maps: tf.Tensor) -> tf.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from l3prune.arguments import running_options, training_options
-from l3prune.checks import check_sizes
+from l3prune.checks import check_sizes, check_whole
 from l3prune.errors import command
 from l3prune.files import atomic_write
 from l3prune.quiet import load_tensorflow
@@ -69,8 +69,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.quantize --help`."""
     args = _parser().parse_args(argv)
     check_run_name(args.run_name)
+    check_whole("clusters", args.clusters, 3)
     load_tensorflow()
-    from l3prune import models
+    import numpy as np
+
+    from l3prune import graph, models
     from l3prune.checkpoints import LATEST
     from l3prune.distillation import check_pair, open_pair
     from l3prune.evaluation import Report, embedding_mse, measure
@@ -152,10 +155,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, each in (("given", student), (args.scheme, network)):
         mse = embedding_mse(each, teacher, validation[0], cache_dir, quiet=args.quiet)
         report = report.with_row(name, validation_mse=mse, **measure(each))
-    zeros = count_zeros(network)
+    # Networks that were pruned and have no masks, such as EdgeL3's own, have zeros already.
+    before = graph.conv_weights(student)
+    rounded = sum(
+        np.count_nonzero(before[name].kernel[tuple(zeros.rounded.T)])
+        for name, zeros in count_zeros(network).items()
+    )
     report = report.with_row(
         args.scheme,
-        rounded_to_zero=sum(len(each.rounded) for each in zeros.values()),
+        rounded_to_zero=int(rounded),
         **figures | {"packed_bytes": packed_bytes(network, values)},
     )
     report.to_json(run_dir / "report.json")

@@ -12,7 +12,7 @@ both (PCQAT)
     `Default8BitClusterPreserveQuantizeScheme(preserve_sparsity=True)` on a clustered network.
 
 What is trained shares its variables with a masked network, which is what checkpoints show (see
-`checkpoints.Disguised`): runs resume, have a history, and keep their masks, like any other.
+`disguise.Disguised`): runs resume, have a history, and keep their masks, like any other.
 
 Where tfmot's schemes let go of zeros, and what is done about it:
 
@@ -42,8 +42,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune import surgery
-from l3prune.checkpoints import BEST, LATEST, Disguised, trained_beside
+from l3prune.checkpoints import BEST, LATEST, trained_beside
 from l3prune.checks import check_whole
+from l3prune.disguise import Disguised
 from l3prune.distillation import Windows, check_pair, distill, open_pair
 from l3prune.errors import ParameterError
 from l3prune.layers import KeepZeros, MaskedConv2D
@@ -204,17 +205,28 @@ def distill_clustered(
     recipe = recipe or Recipe(batch_norm="keep")
     distill(trained, teacher, train, validation, output_dir, recipe=recipe, **options)
     _take_best(trained, Path(output_dir))
-    network = _plain_copy(trained, student)
-    for wrapper in core.layers:
-        if hasattr(wrapper, "update_clustered_weights_associations"):
-            wrapper.update_clustered_weights_associations()
-            target = network.get_layer(wrapper.layer.name)
-            # A centroid times zero may be -0.0.
-            kernel = np.asarray(wrapper.layer.kernel) + np.float32(0)
-            target.kernel.assign(kernel)
-            if isinstance(target, MaskedConv2D):
-                target.set_mask(target.mask.numpy())
-    return network
+    return _clustered(trained, core, student)
+
+
+def cluster(network: keras.Model, clusters: int = 16) -> keras.Model:
+    """A copy of a network whose kernels have few values each, zero among them, without training.
+
+    Each weight becomes the nearest of values that k-means++ draws among the kernel's weights.
+
+    Parameters
+    ----------
+    network : keras.Model
+    clusters : int
+        See `distill_clustered`, as for what is raised.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = cluster(create_network("sea64", filters=[2] * 8), 4)
+    >>> len(np.unique(network.get_layer("conv_2").kernel)) <= 4
+    True
+    """
+    return _clustered(*clustering(network, clusters), network)
 
 
 def quantizing(student: keras.Model, *, clustered: bool = False) -> tuple[Disguised, keras.Model]:
@@ -478,6 +490,21 @@ def _take_best(trained: Disguised, output_dir: Path) -> None:
     values = trained_beside(output_dir / BEST)
     for variable, value in zip(trained.beside, values, strict=True):
         variable.assign(value)
+
+
+def _clustered(trained: Disguised, core: keras.Model, student: keras.Model) -> keras.Model:
+    """A copy of the student, masks included, with its kernels' shared values."""
+    network = _plain_copy(trained, student)
+    for wrapper in core.layers:
+        if hasattr(wrapper, "update_clustered_weights_associations"):
+            wrapper.update_clustered_weights_associations()
+            target = network.get_layer(wrapper.layer.name)
+            # A centroid times zero may be -0.0.
+            kernel = np.asarray(wrapper.layer.kernel) + np.float32(0)
+            target.kernel.assign(kernel)
+            if isinstance(target, MaskedConv2D):
+                target.set_mask(target.mask.numpy())
+    return network
 
 
 def _plain_copy(trained: Disguised, student: keras.Model) -> keras.Model:

@@ -28,7 +28,8 @@ from pathlib import Path
 import numpy as np
 import tf_keras as keras
 
-from l3prune.checkpoints import BEST, LATEST, Disguised, epochs_done, trained_beside
+from l3prune.checkpoints import BEST, LATEST, epochs_done, trained_beside
+from l3prune.disguise import Disguised
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, read_json
 from l3prune.networks import attach_config, network_config

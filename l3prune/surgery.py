@@ -236,7 +236,9 @@ def behind_front_end(network: keras.Model) -> keras.Model:
     for layer in network.layers:
         if isinstance(layer, FrontEndLayer):
             inputs = [layer.output if each is layer.input else each for each in network.inputs]
-            return keras.Model(inputs if len(inputs) > 1 else inputs[0], network.outputs)
+            # Of the same name, which converters write into files.
+            given = inputs if len(inputs) > 1 else inputs[0]
+            return keras.Model(given, network.outputs, name=network.name)
     return network
 
 

@@ -144,6 +144,7 @@ def test_fine_tuning_trains_the_audio_half_alone(data, trained, more, kind):
         assert found == [2, 2, 2, 2, 4, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_distillation_of_the_audio_half(data, trained):
     words = ("--global-sparsity", "80", "--retrain")
     assert retrain(data, trained / BEST, "kd", *words) == 0
@@ -228,6 +229,7 @@ def test_wrong_input_is_one_line_and_leaves_no_run(data, trained, tmp_path, caps
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_a_file_with_its_own_type(data, trained, tmp_path):
     words = [data / "av_train", data / "av_valid", tmp_path, "--weights", trained / BEST, *SIZES]
     assert train_avc.main([*map(str, words), "--num-epochs", "1", "--run-name", "on"]) == 0

@@ -128,3 +128,22 @@ def test_wrong_files_are_told_in_one_line(files, tmp_path, name):
         assert ended.stderr.splitlines()[-1].endswith(message)
         assert "Traceback" not in ended.stderr
     assert not (tmp_path / "out.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("embed_litert.py", "net.tflite"),
+        ("embed_onnx.py", "net.onnx"),
+        ("embed_sparse.py", "net.l3p"),
+        ("stream.py", "net.tflite"),
+    ],
+)
+def test_wrong_hops_and_recordings_are_told_in_one_line(files, tmp_path, name, file):
+    hops = ["0", "nan", "0.00001"] if name == "embed_sparse.py" else ["0", "-1", "nan", "5"]
+    lines = [["clip.wav", "--hop-size", hop] for hop in hops]
+    for audio, *more in [*lines, ["nowhere.wav"]]:
+        ended = run(name, files / file, files / audio, tmp_path / "out.npz", *more)
+        assert ended.returncode == 1, (audio, more)
+        assert "Traceback" not in ended.stderr
+    assert not (tmp_path / "out.npz").exists()

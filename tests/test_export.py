@@ -18,6 +18,7 @@ import tf_keras as keras
 
 from l3prune import c_header, exports, litert, onnx_file, surgery
 from l3prune.audio import log_spectrogram
+from l3prune.download import git_blob_sha1
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.export import main
 from l3prune.export_formats import FORMATS, INPUTS
@@ -25,6 +26,8 @@ from l3prune.exports import Source, embedding_error, export
 from l3prune.graph import conv_weights
 from l3prune.networks import attach_config, create_network, inference
 from l3prune.plan import plan_layerwise
+from l3prune.published import list_weights
+from l3prune.quantization import measure_ranges, on_grid, to_litert
 from l3prune.sparse import SparseModel
 from l3prune.weights import load_network, save_network
 from tests.commands import tree, words
@@ -32,6 +35,11 @@ from tests.conftest import make_pruned, make_sounds, make_tiny
 
 #: Every format with every input that it takes.
 PAIRS = [(name, given) for name in sorted(FORMATS) for given in FORMATS[name].inputs]
+
+#: An export that needs a package.
+VERSIONED = {
+    package: (name, form.inputs[0]) for name, form in FORMATS.items() for package in form.packages
+}
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +173,8 @@ def test_the_folder_has_a_card_and_nothing_else(exported):
     zero = total - record["source"]["nonzero_kernel_weights"]
     assert f"| kernel weights | {total:,}, of these {zero:,} zero (" in card
     assert "on 4 windows of recordings" in card
+    for package in ("ai-edge-litert", "onnx", "onnxruntime"):
+        assert f"{package} {record_of(exported, *VERSIONED[package])['versions'][package]}" in card
 
 
 def test_a_header_has_the_bytes_of_a_litert_file(header):
@@ -178,6 +188,8 @@ def test_a_header_has_the_bytes_of_a_litert_file(header):
         "#define L3PRUNE_TINY_LOG_MEL_OUTPUT_VALUES 16",
         "#define L3PRUNE_TINY_LOG_MEL_SAMPLE_RATE 8000",
         " *   CONV_2D",
+        "_Alignas(16)",
+        "alignas(16)",
     ):
         assert line in text.splitlines()
     kinds = {kind for kind, _ in litert.operators(content)}
@@ -195,6 +207,19 @@ def test_a_header_compiles_to_the_same_bytes_in_c_and_cpp(header, tmp_path):
         assert subprocess.run(line, check=False).returncode == 0
 
 
+@pytest.mark.parametrize("folder", ['in "quotes"', "back\\slash", "ü|ber"])
+def test_a_header_compiles_whatever_its_folder_is_called(tmp_path, folder):
+    path = tmp_path / folder / "net.h"
+    path.parent.mkdir()
+    c_header.write_header(b"TFL3", path, "net", {}, [])
+    assert c_header.compiled_bytes(path, "net") in (b"TFL3", None)
+
+
+def test_headers_of_two_versions_have_names_of_their_own():
+    names = [exports._array_name(f"net.{version}-log_mel") for version in ("v1", "v2")]
+    assert names == ["l3prune_net_v1_log_mel", "l3prune_net_v2_log_mel"]
+
+
 def test_a_header_that_lost_a_byte_is_refused(tmp_path):
     path = tmp_path / "net.h"
     c_header.write_header(bytes(range(40)), path, "net", {}, [])
@@ -208,6 +233,22 @@ def test_a_header_that_lost_a_byte_is_refused(tmp_path):
             c_header.compiled_bytes(path, "net")
 
 
+@pytest.mark.parametrize("beside", [None, "{}"])
+def test_published_weights_have_their_licence_whatever_lies_beside_them(
+    weights, tmp_path, monkeypatch, beside
+):
+    path = tmp_path / "net.h5"
+    path.write_bytes(weights.read_bytes())
+    if beside is not None:
+        path.with_suffix(".json").write_text(beside)
+    known = list_weights()[0]
+    listed = [dataclasses.replace(known, git_blob_sha1=git_blob_sha1(path))]
+    monkeypatch.setattr(exports, "list_weights", lambda: listed)
+    facts = exports.describe_source(load_network(path), path)
+    assert facts["licence"] == known.licence
+    assert facts["origin"] == f"{known.name}, {known.url}"
+
+
 # -- What is not published ------------------------------------------------------------------------
 
 
@@ -216,7 +257,7 @@ def source_of(network=None):
     windows = rng.uniform(-0.5, 0.5, (4, 1, 8000)).astype(np.float32)
     network = network or make_tiny()
     facts = {"fingerprint": "0"}
-    return Source(network, "net", windows[:2], "noise", windows[2:], facts)
+    return Source(network, "net", windows[:2], "noise", windows[2:], facts=facts)
 
 
 def test_the_error_is_a_distance_over_a_mean_length():
@@ -263,6 +304,40 @@ def test_an_export_replaces_an_old_one(tmp_path, name):
     second = export(source_of(other), form, "waveform", tmp_path, overwrite=True)
     assert first["sha256"] != second["sha256"]
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_no_export_is_not_replaced(tmp_path):
+    """A folder at a file's name, or one that is no SavedModel, is somebody's, with all in it."""
+    for name in ("sparse-float32", "saved-model"):
+        form = FORMATS[name]
+        path = tmp_path / form.file("net", "waveform")
+        path.mkdir()
+        (path / "notes.txt").write_text("mine")
+        with pytest.raises(ParameterError, match=f"exists and is no {name} file; move it away"):
+            export(source_of(), form, "waveform", tmp_path, overwrite=True)
+        assert (path / "notes.txt").read_text() == "mine"
+    path = tmp_path / FORMATS["saved-model"].file("other", "waveform")
+    path.write_text("mine")
+    source = dataclasses.replace(source_of(), name="other")
+    with pytest.raises(ParameterError, match="exists and is no saved-model file"):
+        export(source, FORMATS["saved-model"], "waveform", tmp_path, overwrite=True)
+
+
+def test_a_new_file_never_has_the_old_one_s_record(tmp_path, monkeypatch):
+    form = FORMATS["sparse-float32"]
+    record = tmp_path / (form.file("net", "waveform") + ".json")
+    export(source_of(), form, "waveform", tmp_path)
+    replace = os.replace
+
+    def killed(source, target):
+        replace(source, target)
+        if Path(target).suffix == ".l3p" and Path(target).parent == tmp_path:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export(source_of(), form, "waveform", tmp_path, overwrite=True)
+    assert not record.exists()
 
 
 def test_a_pruned_weight_that_is_not_zero_is_found(tiny):
@@ -341,6 +416,25 @@ def test_made_up_sounds_without_recordings(weights, tmp_path, capsys):
     assert "error" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("given", INPUTS)
+def test_a_quantised_network_keeps_its_own_ranges(tmp_path, given):
+    network = make_pruned()
+    wide = measure_ranges(network, [np.zeros((1, *network.input_shape[1:]))]) + np.array([-9, 9])
+    quantized = on_grid(network, wide)
+    quantized.save(tmp_path / "net.h5")
+    line = [tmp_path / "net.h5", tmp_path / "out", "--format", "litert-int8", "--input", given]
+    assert main(words(*line, "--tolerance", "9")) == 0
+    file = FORMATS["litert-int8"].file("net", given)
+    assert (tmp_path / "out" / file).read_bytes() == to_litert(
+        quantized, waveform=given == "waveform"
+    )
+    record = json.loads((tmp_path / "out" / f"{file}.json").read_text())
+    assert (record["ranges"], record["windows_from"]) == (
+        "of the quantised network",
+        "made-up sounds",
+    )
+
+
 def test_what_misses_its_tolerance_is_told_and_the_rest_is_published(weights, tmp_path, capsys):
     out = tmp_path / "out"
     line = [weights, out, "--format", "sparse-int8", "sparse-float32", "--tolerance", "1e-4"]
@@ -373,6 +467,7 @@ def test_nothing_published_leaves_no_folder(weights, tmp_path, capsys):
         (["--format", "onnx", "--tolerance", "0"], "--tolerance 0.0 is not a positive number"),
         (["--format", "onnx", "--tolerance", "nan"], "--tolerance nan is not a positive number"),
         (["--format", "onnx", "--name", "a/b"], "--name 'a/b' is not a name for files"),
+        (["--format", "onnx", "--name", "\udcff"], "is not a name for files; give another"),
         (["--format", "onnx", "--calibration", "nowhere"], "no such folder: nowhere"),
     ],
 )
@@ -403,7 +498,9 @@ def test_existing_files(weights, tmp_path, capsys):
     line = [weights, out, "--format", "sparse-float32", "--quiet"]
     assert main(words(*line)) == 0
     before = tree(out)
-    assert "tiny-waveform.float32.l3p exists; replace it by --overwrite" in error_of(capsys, line)
+    assert "tiny-waveform.float32.l3p exists; overwrite it, or give another name" in error_of(
+        capsys, line
+    )
     assert tree(out) == before
     assert main(words(*line, "--overwrite")) == 0
 
@@ -418,6 +515,20 @@ def test_a_folder_of_another_network_or_with_another_readme(weights, tmp_path, c
     line = [weights, out, "--format", "sparse-int8"]
     assert "README.md is not a model card" in error_of(capsys, line)
     assert (out / "README.md").read_text() == "My notes"
+
+
+@pytest.mark.parametrize(
+    "text", ["{broken", "[]", '{"file": "other", "format": "", "source": "me", "error": 1}']
+)
+def test_other_json_files_in_the_folder_are_left_alone(weights, tmp_path, text):
+    (tmp_path / "other.json").write_text(text)
+    (tmp_path / "other").touch()
+    line = [weights, tmp_path, "--format", "sparse-float32", "--quiet", "--name", "a|b"]
+    assert main(words(*line)) == 0
+    assert (tmp_path / "other.json").read_text() == text
+    card = (tmp_path / "README.md").read_text()
+    assert "| a\\|b-waveform.float32.l3p | waveform" in card
+    assert "| other |" not in card
 
 
 def test_files_that_are_no_networks_of_sound(tmp_path, capsys):

@@ -173,6 +173,7 @@ def test_resume_of_a_run_that_was_interrupted_within_an_epoch(whole, tmp_path):
     assert_zeros(made[0])
 
 
+@pytest.mark.slow
 def test_masks_of_each_epoch(whole):
     _, history, folder = whole(polynomial)
     # Of the last prunings before the epochs' ends: steps 2, 5, 8, 11, 14, 14.
@@ -257,6 +258,7 @@ def test_schedules_that_do_not_fit_the_run(tmp_path):
         last.epochs(10, 2)  # there would be no training after the last pruning
 
 
+@pytest.mark.slow
 def test_resume_by_another_rule(whole, tmp_path):
     folder = whole(polynomial)[2] / "killed"
     network, pruner, _ = polynomial()

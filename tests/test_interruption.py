@@ -179,6 +179,7 @@ def test_every_flag_of_the_recipe_reaches_it():
     )
 
 
+@pytest.mark.slow
 def test_checkpoints_within_epochs_as_often_as_asked(tmp_path, monkeypatch):
     """Each step is in a checkpoint, and a run that is killed goes on right behind it."""
     whole = plateau()
@@ -263,6 +264,7 @@ def test_divergence_within_an_epoch_keeps_the_last_good_checkpoint(tmp_path):
             assert np.isfinite(weight.numpy()).all()
 
 
+@pytest.mark.slow
 def test_shared_generators_go_on(tmp_path, monkeypatch):
     """Whoever draws from them in the middle of a run finds them as they were."""
     drawn = []

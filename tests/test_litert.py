@@ -73,6 +73,7 @@ def test_inputs_and_outputs_are_float32_for_one_window(values, waveform):
     assert made["shape"].tolist() == [1, 16]
 
 
+@pytest.mark.slow
 def test_the_types_need_less_and_less_memory():
     sizes = [len(converted(values)) for values in litert.VALUES]
     assert sizes[0] > 1.7 * sizes[1] > 1.7 * 1.4 * sizes[2]
@@ -128,6 +129,14 @@ def test_pruned_weights_are_exactly_zero_in_the_file(values, waveform):
         }[values]
     )
     assert rounded == 0 or values in ("dynamic", "int8")
+
+
+@pytest.mark.parametrize("waveform", [False, True])
+def test_the_same_network_gives_the_same_bytes(waveform):
+    network = make_pruned()
+    first = litert.convert(network, "dynamic", waveform=waveform)
+    create_network("sea64", filters=[1] * 8)  # Keras counts models
+    assert litert.convert(network, "dynamic", waveform=waveform) == first
 
 
 def test_the_network_is_not_changed():
@@ -204,6 +213,7 @@ def test_the_front_end_in_the_file_equals_the_reference(reference):
     assert np.abs(made - reference["log_mel"])[loud].max() <= 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize("values", litert.VALUES)
 def test_the_published_network_on_recordings(sea64, reference, values):
@@ -241,6 +251,7 @@ def test_windows_may_be_spectrograms_and_any_iterable():
     )
 
 
+@pytest.mark.slow
 def test_a_network_of_spectrograms_gets_the_front_end_that_it_was_built_for():
     network = create_network("sea64", filters=[2] * 8, input="log_mel", front_end="kapre-0.3")
     windows = sounds(SEA, 2)

@@ -130,6 +130,7 @@ def continued(interrupted, tmp_path):
     return Path(shutil.copytree(interrupted, tmp_path / "continued"))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(finished, continued, place, tmp_path, capsys):
     line = place.line(tmp_path / "out", *RETRAIN, "-e", "4", "--quiet")
     assert prune([*line, "--continue-model-dir", str(continued)]) == 0
@@ -209,6 +210,7 @@ def test_a_run_stopped_in_its_first_epoch_begins_again(
         assert (run_dir / name).read_text() == (whole / name).read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_has_not_begun_is_not_continued(place, tmp_path, capsys, monkeypatch):
     line = place.line(tmp_path / "out", *RETRAIN, "-e", "4", "--quiet")
     with monkeypatch.context() as patch:
@@ -429,6 +431,7 @@ def test_the_job_line_is_parsed_as_it_stands():
         assert args.retrain
 
 
+@pytest.mark.slow
 def test_the_job_line_runs(place, tmp_path, capsys):
     path = tmp_path / "mel256.h5"
     save_network(create_network("mel256", filters=[2] * 8), path)

@@ -48,6 +48,7 @@ def test_filterwise_from_the_command_line(place, tmp_path):
     assert np.abs(network.get_layer("conv_1").kernel.numpy()).sum() == pytest.approx(kept)
 
 
+@pytest.mark.slow
 def test_filterwise_with_retraining(place, tmp_path, capsys):
     """Half the filters of all layers but the last: the embedding stays comparable."""
     line = place.line(
@@ -239,6 +240,7 @@ def test_depth_students_from_the_command_line(place, tmp_path):
         np.testing.assert_array_equal(layer.kernel, teacher.get_layer(name).kernel)
 
 
+@pytest.mark.slow
 def test_a_depth_student_is_pruned_and_retrained(place, tmp_path):
     line = place.line(
         tmp_path, "--include_layers", *"11011111", "--layerwise", "--sparsity", "50", *STUDENT
@@ -483,6 +485,7 @@ def test_random_filters(place, tmp_path):
     assert [layer.filters for layer in graph.convolutions(network).values()] == [2] * 7 + [4]
 
 
+@pytest.mark.slow
 def test_a_budget_is_shared_out_by_a_scan(place, tmp_path, capsys):
     scan = tmp_path / "scan"
     line = words(place.net, place.valid, scan, "--amounts", 50, 80, 90, "--quiet")

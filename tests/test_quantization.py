@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from l3prune import graph, plan, surgery
+from l3prune import graph, litert, plan, surgery
 from l3prune.checkpoints import BEST, LATEST
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json
@@ -17,7 +17,6 @@ from l3prune.quantization import (
     Quantized,
     count_zeros,
     integers,
-    litert_kernels,
     measure_ranges,
     quantize,
     split,
@@ -26,6 +25,7 @@ from l3prune.quantization import (
 )
 from l3prune.quantize import main
 from l3prune.quantized_training import (
+    cluster,
     clustering,
     distill_clustered,
     distill_quantized,
@@ -69,8 +69,10 @@ def packed_kernels(network, folder):
 def file_kernels(quantized):
     """Kernels as the LiteRT file has them, in units of their steps."""
     names = graph.convolutions(quantized.network)
-    found = litert_kernels(to_litert(quantized))
-    return {name: kernel * scales for name, (kernel, scales) in zip(names, found, strict=True)}
+    found = litert.kernels(to_litert(quantized))
+    return {
+        name: np.moveaxis(kernel.values(), 0, -1) for name, kernel in zip(names, found, strict=True)
+    }
 
 
 def places(kernels):
@@ -152,6 +154,7 @@ def test_ranges_are_those_of_the_activations():
         measure_ranges(network, [])
 
 
+@pytest.mark.slow
 def test_raw_embeddings_have_the_range_of_their_convolution():
     network = create_network("mel256", filters=[2] * 8)
     noise = np.random.default_rng(0).uniform(-1, 1, (2, 1, 48000)).astype(np.float32)
@@ -160,7 +163,7 @@ def test_raw_embeddings_have_the_range_of_their_convolution():
     _, core = quantizing(network)
     names = [weight.name for layer in core.layers for weight in layer.weights]
     assert sum(name.endswith(("output_min:0", "activation_min:0", "layer_min:0")) for name in names)
-    assert litert_kernels(to_litert(quantized))[7][0].shape == (3, 3, 2, 2)
+    assert litert.kernels(to_litert(quantized))[7].stored.shape == (2, 3, 3, 2)
 
 
 def test_networks_of_other_forms_are_refused():
@@ -206,26 +209,12 @@ def test_the_packed_file_has_the_network_to_the_step(tmp_path):
         np.testing.assert_allclose(litert[name], kernel, rtol=3e-7, atol=0)
 
 
-def run_litert(content, maps):
-    from ai_edge_litert.interpreter import Interpreter
-
-    interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
-    (given,), (got,) = interpreter.get_input_details(), interpreter.get_output_details()
-    found = []
-    for each in maps:
-        interpreter.set_tensor(given["index"], each[None])
-        interpreter.invoke()
-        found.append(interpreter.get_tensor(got["index"])[0])
-    return np.array(found)
-
-
 def test_the_litert_file_computes_the_network():
     network = pruned(0.3)
     given = windows(16)
     quantized = quantize(network, [given])
     maps = keras.Model(network.inputs, network.get_layer("log_mel").output)(given).numpy()
-    found = run_litert(to_litert(quantized), maps)
+    found = litert.run(to_litert(quantized), maps)
     wanted = inference(network)(given)
     # Activations have 255 levels, and eight layers' rounding adds up.
     assert np.abs(found - wanted).max() < 0.06 * np.abs(wanted).max()
@@ -241,7 +230,7 @@ def test_one_convolution_by_hand():
     content = to_litert(quantized)
     # Steps are 1 and 2: 100 -> 2 * 100 + 0.5 -> 200; 101.4 -> 101 -> 202.5 -> 202.
     given = np.float32([100, 101.4, 300]).reshape(3, 1, 1, 1)
-    assert run_litert(content, given)[:, 0].tolist() == [200, 202, 510]
+    assert litert.run(content, given)[:, 0].tolist() == [200, 202, 510]
 
 
 def test_a_quantized_network_is_saved_and_found_again(tmp_path):
@@ -405,6 +394,21 @@ def test_the_centroid_of_zeros_is_exact_once_kernels_are_read():
 # Distillation.
 
 
+def test_clusters_without_training():
+    network = pruned()
+    before = own_kernels(network)
+    shared = cluster(network, 4)
+    for name, kernel in own_kernels(shared).items():
+        values = np.unique(kernel)
+        assert len(values) <= 4
+        kept = before[name] != 0
+        assert not kernel[~kept].any()
+        # Each other weight has the value that is nearest to it; zero is one of them.
+        distance = np.abs(before[name][kept][:, None] - values)
+        np.testing.assert_array_equal(values[distance.argmin(axis=1)], kernel[kept])
+    assert all(np.array_equal(before[name], kept) for name, kept in own_kernels(network).items())
+
+
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     return make_sounds(tmp_path_factory.mktemp("quantised") / "sounds")
@@ -452,12 +456,13 @@ def test_what_was_trained_is_what_is_deployed(aware):
         variable.assign(attached[f"beside-{number:04d}"])
     given = windows(16)
     maps = keras.Model(student.inputs, student.get_layer("log_mel").output)(given).numpy()
-    found = run_litert(to_litert(quantized), maps)
+    found = litert.run(to_litert(quantized), maps)
     step_of_embedding = (quantized.ranges[-1, 1] - quantized.ranges[-1, 0]) / 255
     # tfmot rounds kernels by the ranges of the step before, and halves another way.
     assert np.abs(found - inference(trained)(given)).max() <= 6 * step_of_embedding
 
 
+@pytest.mark.slow
 def test_a_resumed_aware_run_ends_with_the_same_bits(aware, sounds, tmp_path):
     student, folder, quantized = aware
     for epochs in (1, 2):
@@ -563,6 +568,28 @@ def test_the_command_writes_all_forms_and_a_report(sounds, tmp_path, capsys):
     capsys.readouterr()
     assert main([*words, "--scheme", "qat", "--continue-model-dir", str(folder)]) == 2
     assert "was begun with scheme='clustered-qat', not 'qat'" in capsys.readouterr().err
+
+
+def test_too_few_clusters_are_refused_before_a_run_begins(sounds, tmp_path, capsys):
+    words = words_of(tmp_path / "out", sounds, tmp_path / "no.h5", "--scheme", "clustered")
+    assert main([*words, "--clusters", "2"]) == 2
+    assert "clusters=2 is not a whole number from 3 on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_zeros_that_a_network_without_masks_has_are_not_counted_as_rounded(sounds, tmp_path):
+    """As published networks are, which were pruned and have no masks."""
+    student = surgery.strip_masks(pruned())
+    save_network(student, tmp_path / "pruned.h5")
+    assert main(words_of(tmp_path / "out", sounds, tmp_path / "pruned.h5")) in (0, None)
+    folder = tmp_path / "out" / "quantized" / "sounds" / "qat" / "first"
+    row = read_json(folder / "report.json")["qat"]
+    before, after = own_kernels(student), own_kernels(load_network(folder / "quantized.h5"))
+    for name, kernel in before.items():
+        assert not after[name][kernel == 0].any(), name
+    became = sum(np.count_nonzero((after[name] == 0) & (before[name] != 0)) for name in before)
+    assert row["rounded_to_zero"] == became < 20
 
 
 # The published network.

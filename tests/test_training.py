@@ -82,6 +82,7 @@ def weights(network, part):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_norm", ["train", "freeze"])
 @pytest.mark.parametrize("rule", ["gradual", "rigl"])
 def test_frozen_layers_stay_as_they_are(pair, tmp_path, batch_norm, rule):
