@@ -129,6 +129,7 @@ def test_batches_of_any_sizes_give_the_same(name):
     assert plan["one"].sum() == 2
 
 
+@pytest.mark.slow
 def test_batches_are_let_go():
     network = toy([layers.ReLU()])
     given = []

@@ -111,6 +111,7 @@ def sounds_of_many_levels(rate):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_mels", [128, 256])
 def test_librosa_form_is_librosas_own(n_mels):
     """OpenL3 0.4 with frontend="librosa": mel of the magnitude, dB as if of a power."""

@@ -98,6 +98,7 @@ def test_correspondence_by_hand(data, trained):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "kind"),
     [
@@ -237,6 +238,7 @@ def test_training_goes_on_from_a_file_with_its_own_type(data, trained, tmp_path)
     assert config["arguments"]["model_type"] == "sea64"
 
 
+@pytest.mark.slow
 def test_other_data_are_not_gone_on_with(data, trained, tmp_path, capsys):
     run_dir = tmp_path / "run"
     shutil.copytree(trained, run_dir)

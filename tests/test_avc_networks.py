@@ -163,6 +163,7 @@ def test_the_order_behind_conv_2_of_the_images():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("audio", ["mel256", "mel128", "linear"])
 def test_two_halves_and_two_dense_layers(audio, pairs):
     """The whole, computed from the halves alone, with the image's embedding first."""
@@ -195,6 +196,7 @@ def test_input_batch_norms(audio, given, image, sound):
     assert ("batch_normalization_1" in names) == sound
 
 
+@pytest.mark.slow
 def test_other_inputs_and_front_ends(pairs):
     waveform = make_small(front_end="librosa")
     network = make_small(front_end="librosa", input="log_mel")
@@ -207,6 +209,7 @@ def test_other_inputs_and_front_ends(pairs):
     np.testing.assert_allclose(behind, found, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_is_on_every_kernel():
     for name in avc.NETWORKS:
         kernels = [w for w in create_network(name).trainable_weights if "kernel" in w.name]
@@ -261,6 +264,7 @@ def audio_plan(network, sparsity=0.6):
     return plan_layerwise({name: weights[name] for name in l3.CONV_NAMES}, sparsity)
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_audio_network_fits(small, pairs):
     half = audio_half(small)
     plan = plan_layerwise(graph.conv_weights(half), 0.6)
@@ -297,6 +301,7 @@ def test_without_filters_of_the_audio_half_the_fusion_loses_inputs(small, pairs)
     np.testing.assert_allclose(inference(smaller)(*pairs), inference(ignoring)(*pairs), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", avc.NETWORKS)
 def test_every_filter_group_can_lose_half(name, pairs, tmp_path):
     network = make_small(name)
@@ -487,6 +492,7 @@ def test_bad_files(write, message, saved, tmp_path):
 # Halves.
 
 
+@pytest.mark.slow
 def test_the_audio_half_gives_what_is_inside(small, pairs):
     keep = np.array([True, False, True, True, False, True])
     fewer = PruningPlan({"conv_4": keep, "audio_embedding_layer": keep})
@@ -517,6 +523,7 @@ def test_halves_are_copies(small):
         np.testing.assert_array_equal(weight.numpy(), old)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["raw", "activated"])
 @pytest.mark.parametrize("audio", ["mel256", "mel128"])
 def test_joined_halves_are_the_whole(audio, point, pairs):
@@ -554,6 +561,7 @@ def test_a_joined_network_is_fresh_where_nothing_is_given(small):
     assert (joined.get_layer("fusion_dense_1").bias.numpy() == 0).all()
 
 
+@pytest.mark.slow
 def test_halves_with_and_without_input_norms_join(pairs, tmp_path):
     sound = create_network("mel128", filters=NARROW)  # OpenL3's has a BatchNorm in front
     image = create_network("vision", filters=NARROW, input_batch_norm=False)
@@ -606,6 +614,7 @@ def test_half_of_a_configuration():
     assert avc.half(config, "vision") == NetworkConfig("vision", seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", avc.NETWORKS)
 def test_a_frozen_image_half_stays_as_it_is(name, pairs):
     network = make_small(name)
@@ -625,6 +634,7 @@ def test_a_frozen_image_half_stays_as_it_is(name, pairs):
 # Embeddings.
 
 
+@pytest.mark.slow
 def test_embeddings_are_of_the_half_that_is_meant(small, saved, pairs):
     sound = pairs[1][0, 0]
     found, _ = get_embedding(sound, 48000, saved, center=False)

@@ -532,6 +532,7 @@ def test_predict_without_audio(result, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_real_network_and_recordings_from_features_to_prediction(shared, tmp_path, capsys):
     """ESC-10's rain and dog, eight clips each: a forest on statistics learns them by heart."""

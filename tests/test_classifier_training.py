@@ -203,6 +203,7 @@ def small_grids(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGURATIONS))
 def test_the_test_fold_has_no_say(name, tmp_path, small_grids):
     """Its embeddings and labels scrambled, the model's bytes stay the same; so do all choices."""
@@ -227,6 +228,7 @@ def test_the_test_fold_has_no_say(name, tmp_path, small_grids):
         assert (tmp_path / "c/fold3/seed0/classifier.npz").read_bytes() != model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(CONFIGURATIONS))
 def test_the_same_seed_gives_the_same_bytes(name, tmp_path, small_grids):
     options = CONFIGURATIONS[name]
@@ -574,6 +576,7 @@ def test_cross_validation_refuses_nothing_and_mixtures():
         CrossValidation((result_of(1, 0, ((1,),), ("a",)), result_of(2, 0, ((1,),), ("b",))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [1, 2, 10, 50])
 def test_confusion_figure_has_room_for_its_text(classes, tmp_path, monkeypatch):
     """No number is wider than its cell; names do not run into each other or out of the figure."""

@@ -158,6 +158,7 @@ def test_a_shared_layer_weighs_once_and_computes_twice(drawn, tmp_path):
     assert (weights, macs) == ([36, 36], [1152, 1152])
 
 
+@pytest.mark.slow
 def test_filters_removed_beside_weights_masked_by_hand():
     network = make_tiny()  # 4 filters a layer: 36 + 7 * 144 weights
     mask = np.zeros((3, 3, 4, 4), bool)
@@ -239,6 +240,7 @@ def test_merged_orders(orders, merged):
     assert merge_orders(orders) == merged
 
 
+@pytest.mark.slow
 def test_the_l3_network():
     found = compare({"L3": create_network("mel256", embedding_point="activated")})
     totals = found.totals["L3"]
@@ -513,6 +515,7 @@ def run(*words):
     return compare_command([str(word) for word in words])
 
 
+@pytest.mark.slow
 def test_end_to_end(tmp_path, capsys):
     masked = tmp_path / "masked.h5"
     save_network(prune(load_network(SYNTHETIC), Wish(overall=0.95))[0], masked)
@@ -547,6 +550,7 @@ def test_only_print(place, capsys):
     assert tree(place) == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_a_run(place, tmp_path, capsys):
     assert command_module.OF_A_RUN == (training.BEST, pruning.PRUNED)
     words = (place / "run", "--rounds", "0")
@@ -590,6 +594,7 @@ def test_names_that_are_given(place, capsys):
     assert "the other" in capsys.readouterr().out.splitlines()[3]
 
 
+@pytest.mark.slow
 def test_the_same_networks_again_replace_the_files_others_do_not(place, tmp_path, capsys):
     out = tmp_path / "out"
     line = (place / "tiny.h5", "--output-dir", out)
@@ -610,6 +615,7 @@ def test_the_same_networks_again_replace_the_files_others_do_not(place, tmp_path
     assert "is not JSON" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_threads_are_set_before_a_network_is_loaded(place, monkeypatch, tmp_path, capsys):
     import tensorflow as tf
 
@@ -716,6 +722,7 @@ def test_networks_that_a_packed_file_cannot_hold(what):
     assert ("sparse_ms" in found.totals["network"]) == (what != "shapes")
 
 
+@pytest.mark.slow
 def test_the_sparse_engine_takes_turns_with_tensorflow(tmp_path):
     networks = {"dense": create_network("sea64", filters=[4] * 8)}
     weights = graph.conv_weights(networks["dense"])
@@ -733,6 +740,7 @@ def test_the_sparse_engine_takes_turns_with_tensorflow(tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_files_as_litert():
     network = create_network("sea64", filters=[2] * 8)
     total = compare({"small": network}, litert=True).totals["small"]

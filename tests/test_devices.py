@@ -245,6 +245,7 @@ def test_xla_computes_the_same(tmp_path):
         assert one == pytest.approx(other, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_precision(tmp_path):
     train(tmp_path, epochs=1)
     with pytest.raises(L3PruneError, match="trained with precision=float32, not mixed_bfloat16"):

@@ -76,6 +76,7 @@ def test_distillation_learns_and_keeps_every_zero(pruned, tiny, sounds, tmp_path
         np.testing.assert_array_equal(moved, plan[name])
 
 
+@pytest.mark.slow
 def test_loss_is_the_squared_distance_of_the_embeddings(pruned, tiny, sounds, tmp_path):
     """First batch by hand, in training mode, with the weight decay that Keras adds."""
     source = open_windows(sounds, 8000, tmp_path / "cache", quiet=True)
@@ -138,6 +139,7 @@ def test_same_seed_same_bits_and_resume_too(
     assert latest[0] == latest[1]
 
 
+@pytest.mark.slow
 def test_learning_rate_falls_on_a_plateau_and_training_stops_early(pruned, tiny, sounds, tmp_path):
     # An improvement below min_delta is none: the rate falls after 2 epochs, the run ends after 4.
     options = {
@@ -180,6 +182,7 @@ def test_the_best_epoch_is_kept_even_when_training_went_on(pruned, tmp_path):
     assert error == pytest.approx(history[0]["val_mse"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_cosine_by_hand(pruned, tiny, sounds, tmp_path):
     _, history = run(
         pruned, tiny, sounds, tmp_path / "run", epochs=4, schedule="cosine", learning_rate=1e-3
@@ -227,6 +230,7 @@ def test_measured_batch_norm_is_the_data_s_own(tiny):
     assert momenta == {0.99}
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_does_not_move(pruned, tiny, sounds, tmp_path):
     student, _ = run(pruned, tiny, sounds, tmp_path / "run", batch_norm="freeze", epochs=1)
     moved, _ = run(pruned, tiny, sounds, tmp_path / "run2", batch_norm="freeze", epochs=3)
@@ -340,6 +344,7 @@ def test_resume_without_a_run(pruned, tiny, sounds, tmp_path):
         run(pruned, tiny, sounds, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_resume_with_another_network(pruned, tiny, sounds, tmp_path):
     run(pruned, tiny, sounds, tmp_path / "run", epochs=1)
     other = create_network("sea64", filters=[3] * 7 + [4])

@@ -98,6 +98,7 @@ def test_every_sparse_network(recordings, published, retrain_type, sparsity):
     assert published == [f"edgel3:sparse-{sparsity}-{retrain_type}"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("emb_dim", "name"),
     [(512, "chirp_8k"), (256, "chirp_8k"), (128, "chirp_mono"), (64, "chirp_mono")],
@@ -319,6 +320,7 @@ def test_paths_of_models(published):
     assert published == ["edgel3:sparse-53.5-kd", "edgel3:sea-64"]
 
 
+@pytest.mark.slow
 def test_models_from_a_path(tmp_path):
     """Every argument counts: the network, the embedding's size, the front end."""
     path = tmp_path / "mine.h5"

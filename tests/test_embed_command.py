@@ -219,6 +219,7 @@ def test_embed_usage(line, capsys):
     assert "usage: python -m l3prune " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_embedding_as_a_process(net, sounds, tmp_path):
     (sounds / "text.wav").write_text("text")
     ended = process("l3prune", sounds, "--model", net, "-o", tmp_path / "out", "--quiet")

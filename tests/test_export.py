@@ -268,6 +268,7 @@ def test_the_error_is_a_distance_over_a_mean_length():
     assert embedding_error(np.zeros((1, 2)), np.zeros((1, 2))) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["litert-float32", "onnx", "saved-model", "sparse-int8"])
 def test_a_wrong_export_is_not_published(tmp_path, monkeypatch, name):
     kind = FORMATS[name].kind
@@ -340,6 +341,7 @@ def test_a_new_file_never_has_the_old_one_s_record(tmp_path, monkeypatch):
     assert not record.exists()
 
 
+@pytest.mark.slow
 def test_a_pruned_weight_that_is_not_zero_is_found(tiny):
     content = litert.convert(tiny)
     plan = plan_layerwise(conv_weights(tiny), 0.5)
@@ -351,6 +353,7 @@ def test_a_pruned_weight_that_is_not_zero_is_found(tiny):
     assert counts["rounded_to_zero"] == sum((~mask).sum() for mask in plan.values())
 
 
+@pytest.mark.slow
 def test_operators_that_a_microcontroller_has_not_are_named(tiny):
     operators = litert.operators(litert.convert(tiny, waveform=True))
     with pytest.raises(ParameterError, match=r"no operator RFFT2D \(.*\); formats that support"):

@@ -194,6 +194,7 @@ def test_masks_of_each_epoch(whole):
     assert "sparsity" in (folder / "run" / HISTORY).read_text()
 
 
+@pytest.mark.slow
 def test_frozen_statistics_are_those_of_the_pruned_network(whole):
     _, _, folder = whole(sequence)
     # The third epoch began with a pruning, and trained on with what was measured then.

@@ -187,6 +187,7 @@ def test_openl3_up_to_0_3_has_17_weighted_layers(kind, tmp_path, finish):
     assert network_config(loaded).arguments.get("front_end", FORMS[0]) == "kapre-0.1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mel256", "mel128", "linear"])
 def test_openl3_0_4_has_16_and_its_name_says_which(kind, tmp_path, finish):
     plain = audio_network(kind, front_end=False)
@@ -217,6 +218,7 @@ def test_embedding_sizes_of_openl3(size, pool, tmp_path):
     check_audio(path, plain, "mel256", "mel256", pool, embedding_size=size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("input_bn", [True, False])
 @pytest.mark.parametrize(("size", "pool"), [(8192, (7, 7)), (512, (28, 28))])
 def test_image_networks(input_bn, size, pool, tmp_path, finish):
@@ -230,6 +232,7 @@ def test_image_networks(input_bn, size, pool, tmp_path, finish):
     np.testing.assert_allclose(inference(loaded)(image), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [True, False], ids=["save", "save_weights"])
 def test_edgel3_sparse_and_sea(whole, tmp_path, finish):
     for kind, filters, name, last_bn in (
@@ -295,6 +298,7 @@ def rename(path, seed):
 # L3-Net's audio-visual files.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [None, "vision_model", "audio_model"])
 @pytest.mark.parametrize("whole", [True, False], ids=["save", "save_weights"])
 def test_audio_visual_file(frozen, whole, tmp_path):
@@ -320,6 +324,7 @@ def test_audio_visual_file(frozen, whole, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_mel128_and_images_without_input_batch_norm(tmp_path):
     """L3-Net's own mel128 network and the image network beside it."""
     vision = vision_network(input_bn=False, last_bn=True)
@@ -339,6 +344,7 @@ def test_mel128_and_images_without_input_batch_norm(tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norms", [[True, False], [False, True], [True, True]])
 def test_other_input_batch_norms(norms, tmp_path):
     vision = vision_network(NARROW, input_bn=norms[0], last_bn=True)
@@ -374,6 +380,7 @@ def test_the_tiny_audio_visual_network(tmp_path):
         load_network(path, "avc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen", [None, "vision_model"])
 def test_multi_gpu_file_has_all_weights_in_one_group(frozen, tmp_path):
     """The wrapper for several GPUs holds the whole audio-visual network as one layer."""
@@ -523,6 +530,7 @@ def test_a_file_of_another_kind_of_layer(tmp_path):
         load_network(tmp_path / "net.h5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[:3])
 def test_order_of_the_halves_is_free(order, tmp_path):
     """Vision first, audio first, the dense layers in front."""

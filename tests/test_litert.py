@@ -54,6 +54,7 @@ def converted(values, waveform=False):
     return litert.convert(pruned(), values, windows=windows, waveform=waveform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waveform", [False, True])
 @pytest.mark.parametrize("values", litert.VALUES)
 def test_a_file_computes_what_the_network_does(values, waveform):
@@ -146,6 +147,7 @@ def test_the_network_is_not_changed():
         np.testing.assert_array_equal(weight, earlier)
 
 
+@pytest.mark.slow
 def test_masks_are_applied_whatever_is_stored_under_them(tiny):
     plan = plan_layerwise(conv_weights(tiny), 0.5)
     masked = apply_masks(tiny, plan)
@@ -242,6 +244,7 @@ def test_tensors_of_a_joined_file_are_aligned():
     assert set(places) == {0}
 
 
+@pytest.mark.slow
 def test_windows_may_be_spectrograms_and_any_iterable():
     windows = sounds(SEA)
     spectrograms = log_spectrogram(windows[:, 0], SEA)

@@ -336,6 +336,7 @@ DEPTHS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", DEPTHS)
 def test_students_save_reload_and_lose_filters(arguments, tmp_path):
     network = create_network("sea64", **arguments)

@@ -181,7 +181,8 @@ def interrupt_in_the_first_epoch(monkeypatch, moment):
         monkeypatch.setattr(l3prune.checkpoints, "save_network", save)
 
 
-@pytest.mark.parametrize("moment", [pytest.param("epoch", marks=pytest.mark.slow), "checkpoint"])
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", [pytest.param("epoch"), "checkpoint"])
 def test_a_run_stopped_in_its_first_epoch_begins_again(
     finished, place, tmp_path, capsys, monkeypatch, moment
 ):
@@ -284,6 +285,7 @@ def test_a_run_is_not_continued_with_other_weights(continued, place, tmp_path, c
     refuse(capsys, line, "was pruned otherwise", tmp_path)
 
 
+@pytest.mark.slow
 def test_divergence_is_one_line_and_spares_earlier_checkpoints(continued, place, tmp_path, capsys):
     line = place.line(tmp_path / "out", *RETRAIN, "-e", "4", "--quiet", "-lr", "1e30")
     models = {path: path.read_bytes() for path in continued.glob("model_*")}
@@ -353,6 +355,7 @@ def test_default_and_single_sparsity(place, tmp_path):
     assert_zeros(run_folder(tmp_path, "pruning", name="one"), plan_layerwise(weights, 0.5))
 
 
+@pytest.mark.slow
 def test_a_run_on_shards(net, tmp_path):
     train = write_shard(tmp_path / "avc_train" / "1_0_0.h5")
     write_shard(tmp_path / "avc_train" / "1_0_1.h5", seed=1)
@@ -482,6 +485,7 @@ def test_a_runs_own_config_repeats_it(finished, place, tmp_path):
     assert args.weight_path == str(place.net)
 
 
+@pytest.mark.slow
 def test_config_keeps_zeros(place, tmp_path):
     zeros = ("--checkpoint-interval", "0", "--min-delta", "0", "--seed", "0", "--quiet")
     line = place.line(tmp_path, "--layerwise", *zeros, "--early-stopping-patience", "0")

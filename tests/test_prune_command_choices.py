@@ -110,6 +110,7 @@ def test_ways_to_zero_weights(place, tmp_path, options, sparsity):
         assert set(np.unique(blocks)) == {0, 4}
 
 
+@pytest.mark.slow
 def test_a_flag_sets_the_configs_choice_aside(place, tmp_path):
     config = tmp_path / "c.json"
     config.write_text('{"layerwise": true, "sparsity": [50], "num_epochs": 2}')
@@ -255,7 +256,8 @@ def test_a_depth_student_is_pruned_and_retrained(place, tmp_path):
     assert report["retrained"]["sparsity"] == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", ["pca", pytest.param("linear", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pca", pytest.param("linear")])
 def test_a_smaller_embedding_is_distilled(place, tmp_path, capsys, kind):
     counts = ("--filterwise", "--num_filters", *["3"] * 8)
     line = place.line(tmp_path, *counts, "--reduction", kind, *STUDENT)
@@ -320,6 +322,7 @@ GRADUAL = (
 EVERY_TWO = ("--frequency", "2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "sparsities"),
     [

@@ -197,6 +197,7 @@ def test_costs_are_those_of_the_pruned_network(build, ratio):
     agree(network_of(build), ratio)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=25)
 @given(program=st.integers(0, 2**32 - 1), ratio=st.floats(0, 0.9))
 def test_costs_are_those_of_any_pruned_network(program, ratio):

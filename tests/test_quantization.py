@@ -342,6 +342,7 @@ def core_kernel(core, name):
     raise AssertionError(name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_variable_itself_is_zero_after_each_step_whatever_was_in_it(clustered):
     network = pruned()
@@ -362,6 +363,7 @@ def test_the_variable_itself_is_zero_after_each_step_whatever_was_in_it(clustere
         assert kernel.numpy()[masks["conv_5"]].any()
 
 
+@pytest.mark.slow
 def test_a_kept_weight_that_is_zero_comes_back():
     network = pruned()
     layer = network.get_layer("conv_2")
@@ -376,6 +378,7 @@ def test_a_kept_weight_that_is_zero_comes_back():
     assert trained.get_layer("conv_2").kernel.numpy()[place] != 0
 
 
+@pytest.mark.slow
 def test_the_centroid_of_zeros_is_exact_once_kernels_are_read():
     network = pruned()
     trained, core = clustering(network, 4)

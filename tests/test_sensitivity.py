@@ -253,6 +253,7 @@ def test_windows_are_spread_evenly():
 # Resuming.
 
 
+@pytest.mark.slow
 def test_a_stopped_scan_goes_on_where_it_stopped(place, finished, tmp_path, monkeypatch):
     from l3prune import evaluation
 
@@ -728,6 +729,7 @@ def test_wrong_arguments(place, tmp_path, capsys, more, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_wrong_files(place, tmp_path, capsys):
     words = line(place, tmp_path / "out")
     refuse(capsys, ["/nowhere/net.h5", *words[1:]], "no such weight file: /nowhere/net.h5")
@@ -739,6 +741,7 @@ def test_wrong_files(place, tmp_path, capsys):
     refuse(capsys, [*words[:2], str(tmp_path / "file"), *words[3:]], "cannot make the folder")
 
 
+@pytest.mark.slow
 def test_recordings_that_are_all_alike(place, tmp_path, capsys):
     (tmp_path / "one").mkdir()
     soundfile.write(tmp_path / "one" / "a.wav", np.zeros(8000), 8000)
@@ -797,6 +800,7 @@ def test_the_command_refuses_damaged_tables(place, finished, tmp_path, capsys, r
     assert table.read_text() == f"{HEAD}\n{row}\n"
 
 
+@pytest.mark.slow
 def test_a_table_without_its_record(place, finished, tmp_path, capsys):
     out = copy_of(finished, tmp_path / "out")
     (out / "sensitivity.json").write_text("[]")
@@ -807,6 +811,7 @@ def test_a_table_without_its_record(place, finished, tmp_path, capsys):
     refuse(capsys, line(place, out), "has no sensitivity.json beside it")
 
 
+@pytest.mark.slow
 def test_lists_need_rows_of_every_layer(place, finished, tmp_path, capsys):
     out = copy_of(finished, tmp_path / "out")
     table = out / "sensitivity.csv"
@@ -849,6 +854,7 @@ def test_layers_that_lose_filters_together_are_refused():
         Candidates(network, "filterwise")
 
 
+@pytest.mark.slow
 def test_progress_unless_quiet(place, finished, tmp_path, capsys, monkeypatch):
     out = copy_of(finished, tmp_path / "out")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

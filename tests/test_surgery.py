@@ -391,6 +391,7 @@ def test_a_long_embedding_gets_shorter():
     assert network_config(smaller).arguments["embedding_size"] == 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ResNet50", "MobileNetV2", "DenseNet121"])
 def test_well_known_networks_shrink(name):
     """Keras's own, as they are: each layer loses a quarter, and what is left is a network."""

@@ -63,6 +63,7 @@ def figures(probabilities, labels):
     return -np.log((probabilities * labels).sum(axis=1)).mean(), right.mean()
 
 
+@pytest.mark.slow
 def test_correspondence_by_hand(pair, tmp_path):
     inputs, labels = batch(0)
     first = figures(pair(inputs, training=True).numpy(), labels)
@@ -128,6 +129,7 @@ def test_masks_of_frozen_layers_are_refused(pair, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_runs_are_continued_with_the_layers_frozen_that_were(pair, tmp_path):
     freeze_vision(pair)
     train(pair, tmp_path, epochs=1)
@@ -136,6 +138,7 @@ def test_runs_are_continued_with_the_layers_frozen_that_were(pair, tmp_path):
         train(pair, tmp_path, resume=True)
 
 
+@pytest.mark.slow
 def test_runs_are_continued_with_their_own_objective(pair, tmp_path):
     train(pair, tmp_path, epochs=1)
     other = Objective("categorical_crossentropy", ("mse",))
