@@ -383,7 +383,7 @@ def test_budgets_are_met_by_surgery(text):
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({}, "give exactly one of amount, overall, counts, pattern, budget; given: none"),
+        ({}, "give exactly one of amount, overall, counts, layers, pattern, budget; given: none"),
         ({"amount": 0.5, "pattern": "2:4"}, "given: amount, pattern"),
         ({"counts": [1]}, "counts of filters are for filterwise"),
         ({"pattern": "2:4", "filterwise": True}, "are of single weights, so not filterwise"),
