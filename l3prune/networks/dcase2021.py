@@ -43,8 +43,9 @@ _DROPOUT = 0.3
 class SceneLogMel(FrontEndLayer):
     """The log-mel spectrogram of DCASE 2021's baseline, normalised by band if statistics are given.
 
-    Magnitudes of the short-time Fourier transform in Slaney's mel bands, natural logarithm. The
-    transform and what follows compute in float64. Of the 501 centred frames the last is dropped.
+    Magnitudes of the short-time Fourier transform, with a periodic Hamming window, in Slaney's mel
+    bands, natural logarithm. The transform and what follows compute in float64. Of the 501 centred
+    frames the last is dropped.
 
     Parameters
     ----------
@@ -77,7 +78,7 @@ class SceneLogMel(FrontEndLayer):
         audio = tf.pad(audio, ((0, 0), (N_DFT // 2, N_DFT // 2)), mode)
         window = np.zeros(N_DFT)
         before = (N_DFT - WINDOW) // 2
-        window[before : before + WINDOW] = 0.5 - 0.5 * np.cos(
+        window[before : before + WINDOW] = 0.54 - 0.46 * np.cos(
             2 * np.pi * np.arange(WINDOW) / WINDOW
         )
         frames = tf.signal.frame(audio, N_DFT, HOP)[:, :FRAMES]
