@@ -419,19 +419,33 @@ def markdown(table: list[dict], random: dict[str, dict], aims: dict[str, Any]) -
 
 def plot(table: list[dict]) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2)
+    colours = {"dense": "tab:blue", "sparse": "tab:orange"}
+    markers = dict(zip(ROWS, "osDv^P", strict=True))
     for line in table:
-        state, name = line["row"].split(" ", 1)
-        size = min(line["litert_gzip_bytes"], line["packed_bytes"]) / 1000
-        axes.plot(size, line["accuracy"], "o" if state == "dense" else "s")
-        place: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points", "fontsize": 7}
-        axes.annotate(f"{state} {name}", (size, line["accuracy"]), **place)
-    axes.set(xscale="log", xlabel="kB, smaller of gzipped LiteRT and packed file")
-    axes.set_ylabel("clip accuracy, %")
-    axes.margins(0.15)
-    axes.grid(alpha=0.3)
+        state, form = line["row"].split(" ", 1)
+        smallest = min(line[key] for key in line if key.endswith("_bytes")) / 1000
+        for axes, value in zip(panels, ("accuracy", "mse_own"), strict=True):
+            axes.plot(
+                smallest,
+                line[value],
+                markers[form],
+                color=colours[state],
+                markersize=8,
+                alpha=0.8,
+                label=f"{state} {form}",
+            )
+    for axes, label in zip(
+        panels, ("clip accuracy, %", "embedding MSE to own float32"), strict=True
+    ):
+        axes.set(xscale="log", xlabel="smallest file, kB", ylabel=label)
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.grid(alpha=0.3, which="both")
+        axes.margins(0.1)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
