@@ -17,7 +17,7 @@ import pickletools
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -337,7 +337,8 @@ class _Machine:
         if not isinstance(self.stack[-1], dict):
             raise TypeError("items are set of no dictionary")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            if not isinstance(key, Hashable):
+            # Tuples of tuples, each twice the one before, would take for ever to be hashed.
+            if not isinstance(key, str | int | float):
                 raise TypeError("a key that cannot be one")
             self.stack[-1][key] = value
 
@@ -352,7 +353,7 @@ class _Machine:
         elif called is _PARAMETER and isinstance(arguments[0], _Tensor):
             self.stack.append(arguments[0])
         else:
-            raise TypeError(f"{called!r} is called")
+            raise TypeError(f"{_named(called)} is called")
 
     def build(self) -> None:
         """Attributes of an object: of a state dictionary the versions of its modules; no values."""
@@ -363,14 +364,18 @@ class _Machine:
     def persistent(self, given: Any) -> None:
         """A storage; the older form may give a part of another one."""
         kind, dtype, key, _, size, *view = given
+        if not isinstance(kind, str):
+            raise TypeError("a storage of no kind")
         if kind != "storage":
             raise _Refused(
                 f"holds a {kind!r}, which is code; save network.state_dict() in place of network"
             )
         if not isinstance(dtype, np.dtype) or not isinstance(key, str | int):
             raise TypeError("a storage without type or key")
-        if not isinstance(size, int) or size < 0 or (view and view[0] is not None):
-            raise _Refused(f"storage {key!r} is a part of another one, or has {size!r} values")
+        if not isinstance(size, int):
+            raise TypeError("a storage without size")
+        if size < 0 or (view and view[0] is not None):
+            raise _Refused(f"storage {key!r} is a part of another one, or has {size} values")
         storage = _Storage(str(key), dtype, size)
         if self.storages.setdefault(storage.key, storage) != storage:
             # A larger claim would read what is behind the values.
@@ -398,8 +403,10 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     numbers = (offset, *sizes, *steps)
     if len(sizes) != len(steps) or len(sizes) > _MAX_AXES:
         raise _Refused(f"a tensor has {len(sizes)} axes and {len(steps)} strides")
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in numbers):
-        raise _Refused(f"a tensor has offset {offset!r}, shape {sizes} and strides {steps}")
+    if any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
+        raise TypeError("a tensor whose place is no number")
+    if any(n < 0 for n in numbers):
+        raise _Refused(f"a tensor has offset {offset}, shape {sizes} and strides {steps}")
     last = offset + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     count = math.prod(sizes)
     if count and (last >= storage.size or count > storage.size):

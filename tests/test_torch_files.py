@@ -235,13 +235,37 @@ def test_calls_are_never_made(tmp_path, protocol):
         (b"\x80\x02](K\x01}u.", "no PyTorch checkpoint"),
         (b"\x80\x02]}b.", "attributes are set of a list"),
         (b"\x80\x02h\x05.", "no PyTorch checkpoint"),
-        (b"\x80\x02K\x01K\x02R.", "1 is called"),
+        (b"\x80\x02K\x01K\x02R.", "a int is called"),
         (b"\x80\x02}]K\x01s.", "a key that cannot be one"),
         (b"\x80\x02\x80\xff.", "no PyTorch checkpoint|holds"),
         (b"\x80\x02X\x06\0\0\0moduleK\x01K\x02\x87Q.", "no PyTorch checkpoint"),
     ],
 )
 def test_pickles_that_make_no_sense(tmp_path, pickled, message):
+    with pytest.raises(L3PruneError, match=message):
+        read_state(archive(tmp_path / "a.pth", pickled))
+
+
+def nested(depth):
+    """Instructions for a tuple of itself twice, and so on: shown or hashed, 2^depth parts."""
+    doubled = b"".join(b"0h%ch%c\x86q%c" % (n, n, n + 1) for n in range(depth))
+    return b")q\x00" + doubled
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"\x80\x02}" + nested(60) + b"K\x01s.", "a key that cannot be one"),
+        (b"\x80\x02" + nested(60) + b"K\x02R.", "a tuple is called"),
+        (
+            b"\x80\x02" + nested(60) + b"0(X\x07\0\0\0storagectorch\nFloatStorage\n"
+            b"X\x01\0\0\0aX\x01\0\0\0bh\x3ctQ.",
+            "a storage without size",
+        ),
+    ],
+    ids=["key", "called", "size"],
+)
+def test_values_that_would_take_for_ever_to_be_shown(tmp_path, pickled, message):
     with pytest.raises(L3PruneError, match=message):
         read_state(archive(tmp_path / "a.pth", pickled))
 
