@@ -57,7 +57,7 @@ class LabelTraining(Retraining):
 
     def check(self, pruned: keras.Model) -> None:
         self.corpus.check(pruned)
-        objective_of(pruned, multi_label=False).figure(self.args.best_by)
+        objective_of(pruned, self.corpus.dataset.multi_label).figure(self.args.best_by)
 
     def open(self, cache_dir: Path) -> None:
         self.corpus.open(self.whole, cache_dir, quiet=self.args.quiet)

@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         network = models.load(args.weights, args.network, **given)
     data.check(network)
-    objective_of(network, multi_label=False).figure(recipe.best_by)
+    objective_of(network, data.dataset.multi_label).figure(recipe.best_by)
     resumed = False
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
     with contextlib.ExitStack() as folders:

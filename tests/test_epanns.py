@@ -126,3 +126,27 @@ def test_wishes_that_cannot_be_carried_out(corpus, weights, tmp_path, capsys, wo
     assert pruning.main([str(weights), str(corpus), str(tmp_path), *config, *QUICK, *words]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.h5"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--best-by", "accuracy"], "best_by='accuracy'; this training has loss"),
+        (
+            ["--network-arguments", json.dumps({"activation": "softmax", "filters": [2] * 12})],
+            "ends in a softmax",
+        ),
+    ],
+)
+def test_what_several_classes_do_not_have_shows_before_clips_are_decoded(
+    corpus, weights, tmp_path, capsys, words, message
+):
+    begun = ["cnn14", "audioset", str(corpus), str(tmp_path / "trained"), *QUICK]
+    assert train.main([*begun, "--config", str(CONFIGS / "cnn14.json"), *words]) == 2
+    assert message in capsys.readouterr().err
+    if "--best-by" in words:
+        begun = [str(weights), str(corpus), str(tmp_path / "pruned"), *QUICK]
+        assert pruning.main([*begun, "--config", str(CONFIGS / "50.json"), *words]) == 2
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.f32"))
+    assert not list(tmp_path.rglob("config.json"))
