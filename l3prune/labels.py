@@ -1,7 +1,7 @@
 """Names of sound classes: AudioSet's list, files like it, and the highest scores by name.
 
 `class_labels_indices.csv` beside this module is AudioSet's list of 527 classes, by Google, under
-CC BY 4.0 (https://research.google.com/audioset/download.html); it is unchanged.
+CC BY 4.0 (https://research.google.com/audioset/download.html), put together from public copies.
 """
 
 from __future__ import annotations

@@ -121,17 +121,25 @@ class PackedClips:
             missing = [name for name in ("waveform", "target", "label", "fold") if name not in file]
             if missing:
                 raise L3PruneError(f"{path} has no {missing[0]}; give a file of packed clips")
-            shape = file["waveform"].shape
+            waveforms = file["waveform"]
+            if not isinstance(waveforms, h5py.Dataset) or waveforms.dtype != np.int16:
+                raise L3PruneError(f"{path} has no waveforms of 16 bits; pack its clips again")
+            shape = waveforms.shape
             targets = read_array(file, "target", path)
             folds = read_array(file, "fold", path)
-            self.labels = tuple(label.decode() for label in file["label"][()])
+            self.labels = tuple(bytes(label).decode() for label in file["label"][()])
             self.sample_rate = int(file.attrs["sample_rate"])
             self.multi_label = bool(file.attrs["multi_label"])
             self.fingerprint = f"{file.attrs['fingerprint']}-{fold}"
-        if len(shape) != 2 or targets.shape != (shape[0], len(self.labels)):
+        if (
+            len(shape) != 2
+            or targets.shape != (shape[0], len(self.labels))
+            or folds.shape != shape[:1]
+        ):
             raise L3PruneError(
-                f"{path} has waveforms of shape {shape} and targets of shape {targets.shape} for "
-                f"{len(self.labels)} classes; they do not belong together"
+                f"{path} has waveforms of shape {shape}, targets of shape {targets.shape} and "
+                f"folds of shape {folds.shape} for {len(self.labels)} classes; they do not belong "
+                "together"
             )
         self.samples = shape[1]
         self._rows = np.flatnonzero(folds == fold) if fold is not None else np.arange(shape[0])

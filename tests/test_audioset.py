@@ -139,6 +139,30 @@ def test_files_that_hold_no_packed_clips(packed, tmp_path):
         PackedClips(packed)
 
 
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("waveform", np.zeros((3, 8), np.float32), "has no waveforms of 16 bits"),
+        ("waveform", None, "has no waveforms of 16 bits"),
+        ("waveform", np.zeros(3, np.int16), r"waveforms of shape \(3,\)"),
+        ("fold", [1, 1, 1, 2], r"folds of shape \(4,\) .* do not belong together"),
+        ("target", np.zeros((3, 4), bool), r"targets of shape \(3, 4\) .* for 2 classes"),
+        ("label", 3, "damaged"),
+    ],
+)
+def test_packed_clips_that_do_not_belong_together(packed, name, values, message):
+    import h5py
+
+    with h5py.File(packed, "r+") as file:
+        del file[name]
+        if values is None:
+            file.create_group(name)
+        else:
+            file[name] = values
+    with pytest.raises(L3PruneError, match=message):
+        PackedClips(packed)
+
+
 def test_a_clip_that_cannot_be_decoded_leaves_no_file(tmp_path):
     write_sound(tmp_path / "a.wav")
     (tmp_path / "b.wav").write_bytes(b"no sound")

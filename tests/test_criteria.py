@@ -9,6 +9,7 @@ from hypothesis.extra import numpy as hnp
 from l3prune.criteria import (
     CRITERIA,
     ConvWeights,
+    _nearest_prototypes,
     distinct_filters,
     get_criterion,
     operator_norm,
@@ -193,6 +194,8 @@ def test_geometric_mean_of_the_same_weights(passive):
 def test_cosine_similarity(passive):
     assert np.flatnonzero(distinct_filters(passive)).tolist() == [0, 1, 2, 3, 4]
     scores = get_criterion("cosine_similarity")(passive)
+    nearest, _ = _nearest_prototypes(passive)
+    assert nearest.tolist() == [7, 5, 3, 6, 1, 1, 3, 0]
     distances = [0.63314, 0.51241, 0.42264, 0.33307, 0.68845, 0.51241, 0.33307, 0.63314]
     lift = [3] * 5 + [0] * 3
     np.testing.assert_allclose(scores, np.add(distances, lift), atol=1e-9)
@@ -213,6 +216,11 @@ def test_of_each_pair_of_copies_one_stays():
 
 
 # By hand, and what defines the medians.
+
+
+def test_geometric_median_of_five_points():
+    points = np.array([(-5, -1), (4, 4), (-2, 4), (4, 0), (-4, -1)], float)
+    np.testing.assert_allclose(geometric_median_of(points), [-1.2947, 1.3126], atol=5e-5)
 
 
 def test_criteria_by_hand():

@@ -33,6 +33,18 @@ def test_mel_matrix():
     assert matrix.any(axis=0).all()
 
 
+def test_edges_of_bands():
+    """Each triangle is zero at its neighbours' middles: of each band the sides meet there."""
+    edges = np.array([50, 103.98492, 157.96984, 211.95475])
+    high = np.array([12524.79846, 13241.87216, 14000])
+    hertz = 31.25 * np.arange(513)
+    matrix = LogMel().mel_matrix()
+    for band, (low, middle, end) in ((0, edges[:3]), (1, edges[1:]), (63, high)):
+        sides = np.minimum((hertz - low) / (middle - low), (end - hertz) / (end - middle))
+        expected = np.maximum(0, sides) * 2 / (end - low)
+        np.testing.assert_allclose(matrix[:, band], expected, atol=1e-8)
+
+
 def test_mel_matrix_is_librosas():
     import librosa
 
@@ -81,6 +93,10 @@ def test_against_librosa(spectrogram):
 def test_lengths(spectrogram, samples):
     assert spectrogram(np.ones((2, samples))).shape == (2, 1 + samples // 320, 64, 1)
     assert LogMel().frames(samples) == 1 + samples // 320
+
+
+def test_frames_of_two_and_ten_seconds():
+    assert (LogMel().frames(64_000), LogMel().frames(320_000)) == (201, 1001)
 
 
 def test_layer_passes_no_gradient_and_is_rebuilt_from_its_config():
