@@ -39,6 +39,27 @@ def test_stripes_of_time_and_bands(time_axis):
     assert 4 < bands.sum(axis=1).mean() < 9
 
 
+class Highest:
+    """Draws the largest number below each bound, and keeps the bounds."""
+
+    def __init__(self):
+        self.bounds = []
+
+    def integers(self, bound):
+        self.bounds.append(bound)
+        return bound - 1
+
+
+def test_bounds_of_stripes_are_exclusive():
+    """Widths below 64 frames and 8 bands; the widest one ends before the last place."""
+    generator = Highest()
+    maps = np.random.default_rng(0).normal(size=(1, 101, 64, 1))
+    blank = spec_augment(maps, generator)[0, ..., 0] != maps[0, ..., 0]
+    assert generator.bounds == [64, 101 - 63] * 2 + [8, 64 - 7] * 2
+    assert blank.all(axis=1).nonzero()[0].tolist() == [*range(37, 100)]
+    assert blank.all(axis=0).nonzero()[0].tolist() == [*range(56, 63)]
+
+
 def test_what_the_next_norm_makes_of_stripes_is_zero():
     maps = np.random.default_rng(0).normal(-30, 10, (8, 100, 64, 1))
     changed = spec_augment(maps, np.random.default_rng(1))
