@@ -42,6 +42,11 @@ def spec_augment(
     changed : np.ndarray
         A copy.
 
+    Raises
+    ------
+    ParameterError
+        Inputs that are no maps.
+
     Examples
     --------
     >>> maps = np.random.default_rng(0).normal(size=(1, 101, 64, 1))
@@ -49,6 +54,11 @@ def spec_augment(
     >>> changed.shape == maps.shape, bool((changed == maps).all())
     (True, False)
     """
+    if maps.ndim != 4:
+        raise ParameterError(
+            f"inputs of shape {maps.shape}; stripes are of spectrograms, (n, rows, columns, 1): of "
+            "waveforms see packed_clips.ComputedMaps"
+        )
     changed = maps.copy()
     means = maps.mean(axis=(0, time_axis), keepdims=True)[0]
     filled = np.broadcast_to(means, maps.shape[1:])

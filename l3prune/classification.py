@@ -299,7 +299,8 @@ def train_on_labels(
         validation_epoch_size=validation_epoch_size,
     )
     part = part_for(network, train)
-    part_for(network, validation)
+    if part_for(network, validation).input_shape != part.input_shape:
+        raise ParameterError("training and validation are not both waveforms, or both maps")
     if batch_size > len(train):
         raise ParameterError(
             f"training batches of {batch_size} are more than the {len(train)} training clips; give "

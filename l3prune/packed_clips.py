@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from l3prune.datasets import Dataset
-from l3prune.errors import L3PruneError
+from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, is_file
-from l3prune.labelled import ClipAudio
+from l3prune.labelled import ClipAudio, LabelledSource
+from l3prune.layers import FrontEndLayer
 from l3prune.layouts import open_file, read_array
 
 #: What 1.0 becomes.
@@ -163,3 +164,57 @@ class PackedClips:
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """A uniform permutation."""
         return generator.permutation(len(self))
+
+
+class ComputedMaps:
+    """Clips of a source as a network's front end gives them, computed whenever they are read.
+
+    For corpora that are too large for `labelled.label_maps`. A network trains on waveforms themselves too,
+    but what changes spectrograms, as `augmentation.spec_augment`, needs these.
+
+    Parameters
+    ----------
+    source : LabelledSource
+        Of waveforms, such as `PackedClips`.
+    front_end : FrontEndLayer
+        See `classification.front_end_layer`.
+
+    Raises
+    ------
+    ParameterError
+        The source is of another sample rate.
+
+    Examples
+    --------
+    >>> from l3prune.labelled import LabelledMaps
+    >>> from l3prune.layers import ClipLogMel
+    >>> clip = np.zeros((1, 1, 32000), np.float32)
+    >>> source = LabelledMaps(clip, np.ones((1, 1), np.float32), ("dog",), "one")
+    >>> ComputedMaps(source, ClipLogMel()).read(np.array([0]))[0].shape
+    (1, 101, 64, 1)
+    """
+
+    def __init__(self, source: LabelledSource, front_end: FrontEndLayer) -> None:
+        rate = getattr(source, "sample_rate", front_end.sample_rate)
+        if rate != front_end.sample_rate:
+            raise ParameterError(
+                f"the clips are of {rate} Hz, the front end takes {front_end.sample_rate}; pack "
+                "them for this network"
+            )
+        self._source = source
+        self._front_end = front_end
+        self.labels = source.labels
+        self.multi_label = source.multi_label
+        self.fingerprint = f"{source.fingerprint}-maps"
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def order(self, generator: np.random.Generator) -> np.ndarray:
+        """As the source."""
+        return self._source.order(generator)
+
+    def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps and targets."""
+        waveforms, targets = self._source.read(indices)
+        return np.asarray(self._front_end(waveforms)), targets

@@ -5,8 +5,8 @@ import pytest
 import soundfile
 
 from l3prune.datasets import Clip, Dataset, load_dataset
-from l3prune.errors import L3PruneError
-from l3prune.packed_clips import PackedClips, pack_clips
+from l3prune.errors import L3PruneError, ParameterError
+from l3prune.packed_clips import ComputedMaps, PackedClips, pack_clips
 from tests.test_datasets import make_audioset, write_sound
 
 
@@ -104,8 +104,10 @@ def test_packed_clips_are_16_bits_of_one_length(packed):
 
 
 def test_training_on_packed_clips(tmp_path):
-    """Waveforms go through the whole network; nothing is cached."""
-    from l3prune.classification import train_on_labels
+    """Spectrograms are computed in each step, and changed as PANNs does; nothing is cached."""
+    from l3prune.augmentation import Balanced, BatchChange
+    from l3prune.classification import front_end_layer, train_on_labels
+    from l3prune.log_mel import log_mel
     from l3prune.recipes import Recipe
     from tests.cnn14_networks import small
 
@@ -119,10 +121,29 @@ def test_training_on_packed_clips(tmp_path):
     pack_clips(dataset, tmp_path / "toy.h5", samples=9920, quiet=True)
     source = PackedClips(tmp_path / "toy.h5")
     network = small(samples=9920, classes=2)
-    history = train_on_labels(
-        network, source, source, tmp_path / "run", recipe=Recipe(epochs=1), batch_size=2, quiet=True
-    )
+    maps = ComputedMaps(source, front_end_layer(network))
+    found, targets = maps.read(np.array([1, 2]))
+    np.testing.assert_allclose(found, log_mel(source.read(np.array([1, 2]))[0][:, 0]), atol=1e-3)
+    assert targets.tolist() == [[0, 1], [1, 0]]
+
+    def trained(train, validation, **options):
+        recipe = Recipe(epochs=1)
+        options |= {"recipe": recipe, "batch_size": 2, "quiet": True}
+        folder = tmp_path / f"run of {validation.fingerprint}"
+        return train_on_labels(network, train, validation, folder, **options)
+
+    history = trained(Balanced(maps, source.targets), maps, augment=BatchChange())
     assert np.isfinite(history[0]["val_loss"])
+    assert np.isfinite(trained(source, source)[0]["val_loss"])
+    with pytest.raises(ParameterError, match="are not both waveforms, or both maps"):
+        trained(maps, source)
+
+
+def test_packed_clips_of_another_rate(packed):
+    from l3prune.layers import ClipLogMel
+
+    with pytest.raises(ParameterError, match="clips are of 8000 Hz, the front end takes 32000"):
+        ComputedMaps(PackedClips(packed), ClipLogMel())
 
 
 def test_files_that_hold_no_packed_clips(packed, tmp_path):

@@ -39,6 +39,11 @@ def test_stripes_of_time_and_bands(time_axis):
     assert 4 < bands.sum(axis=1).mean() < 9
 
 
+def test_stripes_of_waveforms():
+    with pytest.raises(ParameterError, match=r"stripes are of spectrograms, .*\.ComputedMaps"):
+        BatchChange()(np.zeros((2, 1, 9920)), np.eye(2), np.random.default_rng(0))
+
+
 class Highest:
     """Draws the largest number below each bound, and keeps the bounds."""
 
