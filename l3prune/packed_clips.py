@@ -169,8 +169,8 @@ class PackedClips:
 class ComputedMaps:
     """Clips of a source as a network's front end gives them, computed whenever they are read.
 
-    For corpora that are too large for `labelled.label_maps`. A network trains on waveforms themselves too,
-    but what changes spectrograms, as `augmentation.spec_augment`, needs these.
+    For corpora that are too large for `labelled.label_maps`. A network trains on waveforms
+    themselves too, but what changes spectrograms, as `augmentation.spec_augment`, needs these.
 
     Parameters
     ----------
