@@ -12,7 +12,8 @@ import tf_keras as keras
 from l3prune.augmentation import SAMPLERS, Balanced, BatchChange
 from l3prune.classification import evaluate, front_end_layer, open_maps
 from l3prune.datasets import load_dataset
-from l3prune.datasets.splits import split_dataset
+from l3prune.datasets.metadata import read_rows
+from l3prune.datasets.splits import SPLIT, split_dataset
 from l3prune.errors import ParameterError
 from l3prune.evaluation import Report
 from l3prune.files import atomic_write, write_json
@@ -113,6 +114,22 @@ class Corpus:
                     f"class {its!r} of network {network.name} is {ours!r} in {self.dataset.name} "
                     "here; take a network that was trained on these classes"
                 )
+
+    def check_weights(self, path: str) -> None:
+        """Refuse weights that have seen a clip to test on, as far as their run's folder tells."""
+        table = Path(path).parent / SPLIT
+        if not Path(path).is_file() or not table.is_file():
+            return
+        rows = [row for _, row in read_rows(table, ("clip", "part"))]
+        known = {row["clip"] for row in rows if row["part"] in ("train", "validation")}
+        tested = [self.dataset.clips[number].path.name for number in self.split.test]
+        seen = [name for name in tested if name in known]
+        if seen:
+            raise ParameterError(
+                f"{path} was trained or chosen on {len(seen)} of the {len(tested)} clips to test "
+                f"on, {seen[0]} the first (see {table}); test on the fold that its run tested on, "
+                "by --test-fold"
+            )
 
     def open(self, network: keras.Model, cache_dir: Path, *, quiet: bool = False) -> None:
         """Compute the maps of all clips, or find them in the cache."""

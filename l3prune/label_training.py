@@ -12,6 +12,7 @@ from l3prune import litert, models, surgery
 from l3prune.checkpoints import LATEST
 from l3prune.classification import objective_of, train_on_labels
 from l3prune.corpus import Corpus
+from l3prune.datasets.splits import SPLIT
 from l3prune.devices import Devices
 from l3prune.errors import Interrupted, ParameterError
 from l3prune.evaluation import Report
@@ -27,9 +28,8 @@ from l3prune.sizes import SCENES_LIMIT, float16_sizes
 from l3prune.weights import save_network
 from l3prune.windows import WindowSource
 
-#: In a run's folder: what each clip was for, how large the networks are in 16 bits, and the result
-#: so.
-SPLIT, SIZES = "split.csv", "sizes.json"
+#: In a run's folder: how large the networks are in 16 bits, and the result so.
+SIZES = "sizes.json"
 FLOAT16, LITERT = "model_float16.h5", "model.float16.tflite"
 
 
@@ -52,6 +52,7 @@ class LabelTraining(Retraining):
         self.unpruned = self.whole = models.load(args.weight_path, name, input="waveform")
         self.corpus = Corpus.of(args, args.labels, args.train_data_dir)
         self.corpus.check(self.whole)
+        self.corpus.check_weights(args.weight_path)
         self._details: dict[str, Any] = {}
         self._sizes16: dict[str, Any] = {}
 

@@ -16,6 +16,7 @@ from l3prune.arguments import (
     training_options,
 )
 from l3prune.configs import json_object, read_options, typed_options
+from l3prune.datasets.splits import SPLIT
 from l3prune.errors import command
 from l3prune.files import new_folder, write_table
 from l3prune.quiet import load_tensorflow
@@ -27,9 +28,6 @@ POSITIONALS = {
     "data_dir": "its root folder, laid out as its authors publish it",
     "output_dir": "where results go",
 }
-
-#: Which clips trained, validated and tested, in a run's folder.
-SPLIT = "split.csv"
 
 
 def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
@@ -101,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = network_for(args.network, data.dataset.labels, **given)
     else:
         network = models.load(args.weights, args.network, **given)
+        data.check_weights(args.weights)
     data.check(network)
     objective_of(network, data.dataset.multi_label).figure(recipe.best_by)
     resumed = False

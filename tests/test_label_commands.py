@@ -201,6 +201,10 @@ def test_pruning_alone_reports_on_labels(place, tmp_path, capsys):
         ),
         (["--filter-ratio", "50", "--reduction", "pca"], "--reduction does not go with --labels"),
         (["--filter-ratio", "50", "--test-fold", "9"], "fold 9 does not exist; folds: 1, 2, 3"),
+        (
+            ["--filter-ratio", "50", "--test-fold", "2"],
+            "was trained or chosen on 4 of the 4 clips to test on, 2-0-0.wav the first",
+        ),
         (["--filter-ratio", "50", "--fill", "noise"], "fill='noise'; allowed: repeat, zeros"),
         (["--filter-ratio", "50", "--labels", "esc51"], "dataset 'esc51' is unknown; known: "),
         (
@@ -243,6 +247,13 @@ def test_options_of_labels_need_labels(place, capsys):
 def test_wrong_options_of_training(place, tmp_path, capsys, more, message):
     assert train.main([*place.trained(tmp_path), *SHORT, *more]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_weights_that_know_the_test_clips_are_not_trained_on(place, tmp_path, capsys):
+    line = [*place.trained(tmp_path), *SHORT, *words("--weights", place.net, "--test-fold", 3)]
+    line = [word for word in line if word not in ("--network-arguments", json.dumps(SMALL))]
+    assert train.main(line) == 2
+    assert "4 of the 4 clips to test on, 3-0-0.wav" in capsys.readouterr().err
 
 
 def test_a_csv_without_a_column_is_named(place, tmp_path, capsys):

@@ -10,6 +10,9 @@ import numpy as np
 from l3prune.datasets import Clip, Dataset
 from l3prune.errors import ParameterError
 
+#: In a run's folder: what each clip was for.
+SPLIT = "split.csv"
+
 #: Share of the clips that validates where no fold does.
 VALIDATION_RATIO = 0.3
 
