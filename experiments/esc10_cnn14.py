@@ -3,10 +3,9 @@
     python experiments/esc10_cnn14.py --data DIR --work DIR --results DIR
 
 A narrow Cnn14 is trained on ESC-10; C7 … C12 lose a quarter, half and three quarters of their
-filters, chosen by operator norm as its authors compute it, by its energy, by l1 and by chance; each
-is judged as it is and after fine-tuning with the training's own recipe and fewer epochs. Each fold
-is tested on in turn, the one before it validates, the others train; nothing is chosen on a test
-fold.
+filters, chosen by operator norm as its authors compute it, by l1 and by chance; each is judged as
+it is and after fine-tuning with the training's own recipe and fewer epochs. Each fold is tested on
+in turn, the one before it validates, the others train; nothing is chosen on a test fold.
 
 The whole Cnn14 has random weights here: its parameters, multiply-accumulates and milliseconds for a
 clip of ten seconds do not depend on them. Milliseconds are of the network behind its front end,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
     from l3prune.corpus import Corpus
     from l3prune.recipes import Recipe
 
-CRITERIA = ("operator_norm", "operator_norm_energy", "l1", "random")
+CRITERIA = ("operator_norm", "l1", "random")
 
 #: Of ESC-50's clips.
 SECONDS = 5
