@@ -262,6 +262,11 @@ def fit_mlp(
         hits = keras.metrics.sparse_categorical_accuracy(batch_targets, probabilities)
         return losses, hits
 
+    # Neither tf.add_n nor a chain of additions, which TensorFlow makes into one: it begins with
+    # whichever input's buffer happens to be free, and a sum of three has other last bits then.
+    def total(*terms: tf.Tensor) -> tf.Tensor:
+        return tf.reduce_sum(tf.stack(terms))
+
     # Chunks of any length, without tracing the functions again.
     signature = (
         tf.TensorSpec((None, train[0].shape[1]), tf.float32),
@@ -277,7 +282,7 @@ def fit_mlp(
             batch, batch_targets = (x[start : start + batch_size] for x in (rows, targets))
             with tf.GradientTape() as tape:
                 losses, hits = losses_and_hits(batch, batch_targets)
-                loss = tf.reduce_mean(losses) + tf.add_n(network.losses)
+                loss = total(tf.reduce_mean(losses), *network.losses)
             optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
             loss_sum += loss * tf.cast(tf.size(batch_targets), tf.float32)
             hit_sum += tf.reduce_sum(hits)
@@ -286,8 +291,8 @@ def fit_mlp(
     @tf.function(input_signature=signature)
     def score(rows: tf.Tensor, targets: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         losses, hits = losses_and_hits(rows, targets)
-        penalty = tf.add_n(network.losses) * tf.cast(tf.size(targets), tf.float32)
-        return tf.reduce_sum(losses) + penalty, tf.reduce_sum(hits)
+        size = tf.cast(tf.size(targets), tf.float32)
+        return tf.reduce_sum(losses) + total(*network.losses) * size, tf.reduce_sum(hits)
 
     chunk = batch_size * max(1, CHUNK // batch_size)
 
