@@ -115,6 +115,8 @@ def start(*line):
         text=True,
         cwd=root,
         env=os.environ | {"PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"},
+        # Shells start what runs in their background with SIGINT ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
