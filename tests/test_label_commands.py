@@ -175,6 +175,36 @@ def test_pruning_alone_reports_on_labels(place, tmp_path, capsys):
     assert "test_accuracy" in capsys.readouterr().out
 
 
+def test_training_and_pruning_from_packed_clips(place, tmp_path, capsys):
+    """Nothing else is kept of the clips, the corpus's folder is not needed twice, and the figures
+    are those of maps on disk, but for the rounding of samples to 16 bits."""
+    packed = words("--packed", tmp_path / "esc.h5", "--cache-dir", tmp_path / "cache")
+    line = [*place.trained(tmp_path / "out"), *SHORT, *packed, "--run-name", "run"]
+    assert train.main(line) == 0
+    assert not any((tmp_path / "cache").iterdir())
+    run = tmp_path / "out/labels/esc50/dcase2021/run"
+    for name in ("split.csv", "report.json"):
+        ours, theirs = (folder / name for folder in (run, place.run))
+        if name == "split.csv":
+            assert ours.read_text() == theirs.read_text()
+            continue
+        ours, theirs = (json.loads(path.read_text())["trained"] for path in (ours, theirs))
+        assert ours["test_log_loss"] == pytest.approx(theirs["test_log_loss"], abs=0.05)
+    line = [*place.pruned(tmp_path, "--filter-ratio", "50", "--quiet"), *packed]
+    line[1] = str(tmp_path / "none")
+    assert prune(line) == 0
+    report = json.loads((tmp_path / "embedding/reduced/none/dcase2021/run/report.json").read_text())
+    assert list(report) == ["unpruned", "pruned"]
+    capsys.readouterr()
+    for more, message in (
+        (["--fill", "zeros"], "were packed with fill repeat, and this run takes fill zeros"),
+        (["--labels", "us8k"], "has the clips of esc50, not of us8k"),
+        (["--packed", str(place.net)], "has no waveform; give a file of packed clips"),
+    ):
+        assert prune([*line, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
