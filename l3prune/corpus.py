@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 
 from l3prune.augmentation import SAMPLERS, Balanced, BatchChange
@@ -93,9 +95,32 @@ class Corpus:
         else:
             self.dataset = load_dataset(name, data_dir)
         self.split = split_dataset(self.dataset, test_fold, ratio=ratio, seed=seed)
+        if self.dataset.multi_label:
+            self._check_classes()
         self.fill = fill
         self.sampler = sampler
         self.changes = tuple(augment)
+
+    def _check_classes(self) -> None:
+        """Tell which classes will have no figures, before a clip is decoded."""
+        labels = self.dataset.labels
+        for part in ("validation", "test"):
+            clips = [self.dataset.clips[number] for number in getattr(self.split, part)]
+            classes = [target for clip in clips for target in {clip.target, *clip.further}]
+            counts = np.bincount(classes, minlength=len(labels))
+            missing = [
+                label
+                for label, count in zip(labels, counts.tolist(), strict=True)
+                if count in (0, len(clips))
+            ]
+            if len(missing) == len(labels):
+                raise ParameterError(
+                    f"each class of {self.dataset.name} is in none or in all of the {len(clips)} "
+                    f"{part} clips, so there is no figure to tell; give more clips, or split them "
+                    "otherwise by --test-fold, --validation-ratio or --split-seed"
+                )
+            if missing:
+                warnings.warn(f"{part}: {_left_out(len(labels), missing)}", stacklevel=3)
 
     @classmethod
     def of(cls, args: argparse.Namespace, name: str, data_dir: str) -> Corpus:
@@ -241,6 +266,10 @@ class Corpus:
         write_json(run_dir / DETAILS, details)
         report.to_json(run_dir / REPORT)
         lines = [f"```\n{report}\n```"]
+        for part, found in next(iter(details.values()), {}).items():
+            if missing := found.get("classes_left_out"):
+                number = found["classes_scored"] + len(missing)
+                lines.append(f"\n{part}: {_left_out(number, missing)}")
         for name, parts in details.items():
             # Of several classes a clip, labels.json has the figures of each.
             kinds = [key for key in parts["test"] if key.startswith("by_")]
@@ -248,6 +277,14 @@ class Corpus:
                 lines += [f"\n{name}, test clips {kind.replace('_', ' ')}:\n", _table(parts, kind)]
         with atomic_write(run_dir / TABLE) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _left_out(number: int, missing: Sequence[str]) -> str:
+    named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+    return (
+        f"{len(missing)} of {number} classes are in no clip or in all and have no part in map, "
+        f"mauc and d_prime: {named}"
+    )
 
 
 def _form(network: keras.Model) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from l3prune.corpus import Corpus
 from l3prune.datasets import Clip, Dataset, load_dataset
 from l3prune.datasets.splits import split_dataset
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.evaluation import Report
 from l3prune.labelled import ClipAudio, LabelledMaps, fitted
 from l3prune.layers import ClipLogMel, LogMelSpectrogram
 from l3prune.networks import attach_config, create_network, inference, network_config
@@ -204,6 +205,32 @@ def test_silent_clips_cannot_be_normalised():
     maps = LabelledMaps(np.full((2, 40, 500, 1), -36, np.float32), np.eye(2), ("a", "b"), "silent")
     with pytest.raises(L3PruneError, match="band 0 of the training clips is the same everywhere"):
         maps.statistics()
+
+
+def tags(monkeypatch, classes):
+    """A corpus whose clips have these classes: folds of two clips, none of which exists."""
+    clips = tuple(
+        Clip(Path(f"{number}.wav"), 1 + number // 2, own[0], further=tuple(own[1:]))
+        for number, own in enumerate(classes)
+    )
+    dataset = Dataset("toy", clips, ("a", "b", "c"), multi_label=True)
+    monkeypatch.setattr("l3prune.corpus.load_dataset", lambda *_: dataset)
+    return Corpus("toy", ".")
+
+
+def test_classes_that_will_have_no_figures_are_told_first(monkeypatch, tmp_path):
+    with pytest.warns(UserWarning, match=r"^test: 1 of 3 classes are in no clip or in all .*: c$"):
+        tags(monkeypatch, [[0], [1], [0], [1, 2], [0, 2], [1, 2]])
+    with pytest.raises(ParameterError, match="in none or in all of the 2 validation clips, so"):
+        tags(monkeypatch, [[0], [1], [0, 2], [0, 2], [0, 2], [1, 2]])
+
+
+def test_reports_tell_classes_that_have_no_figures(tmp_path):
+    found = {"classes_left_out": list("abcdef"), "classes_scored": 2}
+    Corpus.write_report(tmp_path, Report().with_row("x", map=1.0), {"x": {"test": found}})
+    text = (tmp_path / "report.md").read_text()
+    assert "test: 6 of 8 classes are in no clip or in all" in text
+    assert "d_prime: a, b, c, d, e …\n" in text
 
 
 # Training.
