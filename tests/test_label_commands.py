@@ -215,7 +215,14 @@ def test_training_and_pruning_from_packed_clips(place, tmp_path, capsys):
         ),
         (["--layer-ratio", "conv_9=50"], "there is no layer 'conv_9' to take filters or units of"),
         (["--layer-ratio", "conv_2=5", "conv_2=6"], "--layer-ratio names a layer twice"),
-        (["--layer-ratio", "conv_2=50", "--fresh", "dense_9"], "fresh weights are wished for in"),
+        (
+            ["--layer-ratio", "conv_2=50", "--fresh", "dense_1"],
+            "--fresh dense_1: these get fresh weights when one of them loses",
+        ),
+        (
+            ["--layer-ratio", "dense_1=50", "--fresh", "dense_1", "dense_9"],
+            "fresh weights are wished for in",
+        ),
         (["--filter-ratio", "50", "--fresh", "dense_1"], "--fresh is for --layer-ratio"),
         (
             ["--layer-ratio", "conv_2=50", "--iterative"],
