@@ -120,6 +120,38 @@ def test_a_recording_without_samples(tmp_path):
         FileSource(tmp_path / "a.wav").check()
 
 
+@pytest.mark.parametrize("loop", [False, True])
+def test_a_recording_that_has_become_empty(tmp_path, loop):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(0), RATE)
+    listener = Listener(FileSource(path, fast=True, loop=loop), RATE, SIZE, Windows())
+    listener.start()
+    heard = listener.wait_for_end()
+    assert (heard.state, heard.windows) == ("failed", 0)
+    assert "has no samples; give another recording" in heard.error
+
+
+def test_a_stop_waits_for_a_thread_that_is_just_starting(recording, monkeypatch):
+    """One that comes between a start's word that it listens and its thread."""
+    listener = Listener(FileSource(recording, loop=True), RATE, SIZE, Windows())
+    heard = []
+    stopping = threading.Thread(target=lambda: heard.append(listener.stop()))
+    start = threading.Thread.start
+
+    def slow(thread):
+        if thread is not stopping and thread._target == listener._listen:
+            start(stopping)
+            time.sleep(0.2)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    listener.start()
+    stopping.join(10)
+    (last,) = heard
+    assert last.state == listener.wait(-1)[1].state == "stopped"
+    assert not listener._threads[0].is_alive()
+
+
 class Windows(list):
     """A computation that keeps what it is given."""
 
