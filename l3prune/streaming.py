@@ -130,8 +130,10 @@ class FileSource:
                     if ended.wait(max(wait, 0)):
                         return
                     yield block
-            if count == before:  # an empty one would be opened for ever
-                raise ParameterError(f"{self.path} has no samples; give another recording")
+            if count == before:  # it would be opened for ever
+                raise ParameterError(
+                    f"{self.path} has no samples at {rate} Hz; give a longer recording"
+                )
 
 
 @dataclass(frozen=True)

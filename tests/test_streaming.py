@@ -121,14 +121,18 @@ def test_a_recording_without_samples(tmp_path):
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_a_recording_that_has_become_empty(tmp_path, loop):
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_recording_of_which_nothing_is_left(tmp_path, frames, loop):
+    """It is empty, or one sample at twelve times the rate that is listened at."""
     path = tmp_path / "a.wav"
-    soundfile.write(path, np.zeros(0), RATE)
+    soundfile.write(path, np.zeros(frames), 12 * RATE)
     listener = Listener(FileSource(path, fast=True, loop=loop), RATE, SIZE, Windows())
     listener.start()
-    heard = listener.wait_for_end()
-    assert (heard.state, heard.windows) == ("failed", 0)
-    assert "has no samples; give another recording" in heard.error
+    with listener._changed:
+        assert listener._changed.wait_for(lambda: listener._heard.state == "failed", 5)
+    heard = listener.stop()
+    assert heard.windows == 0
+    assert "has no samples" in heard.error
 
 
 def test_a_stop_waits_for_a_thread_that_is_just_starting(recording, monkeypatch):
