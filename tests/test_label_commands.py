@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
-from l3prune import label_training, train
+from l3prune import export, label_training, tag, train
 from l3prune.checkpoints import BEST, LATEST
 from l3prune.errors import Interrupted
 from l3prune.networks import network_config
@@ -68,6 +69,42 @@ def test_training_leaves_a_network_and_what_is_told_of_it(place):
     with (place.run / "split.csv").open(newline="") as file:
         parts = {(row["fold"], row["part"]) for row in csv.DictReader(file)}
     assert parts == {("1", "test"), ("2", "train"), ("3", "validation")}
+
+
+def test_a_trained_network_tags(place, tmp_path):
+    """By the names of its classes, as it scored the clip when it was trained."""
+    from l3prune.labelled import ClipAudio
+    from l3prune.networks import inference
+
+    clip = place.data / "audio/1-0-0.wav"
+    with soundfile.SoundFile(clip) as file:
+        sound, rate = file.read(dtype="float32"), file.samplerate
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, np.resize(sound, 441_000), rate)
+    assert tag.main(words(whole, "--model", place.net, "--json", tmp_path, "--quiet")) == 0
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    scores = {row["label"]: row["score"] for row in record["sounds"]}
+    audio = ClipAudio([clip], 44100, 441_000).read(np.array([0]))
+    expected = inference(load_network(place.net))(audio)[0]
+    assert [scores["low"], scores["high"]] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_networks_that_score_classes_are_told_from_embeddings(place, tmp_path, capsys):
+    bare = [
+        *words(place.net, place.data, place.data, tmp_path),
+        "--filterwise",
+        "--filter-ratio",
+        "50",
+    ]
+    assert prune(bare) == 2
+    assert "scores classes, so it is pruned and judged on a labelled corpus: give --labels" in (
+        capsys.readouterr().err
+    )
+    assert export.main(words(place.net, tmp_path / "e", "--format", "litert-float32")) == 2
+    assert "scores classes; exports are of embedding networks of the L3 family only" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "e").exists()
 
 
 def test_flags_win_over_the_config(place, tmp_path):
