@@ -212,6 +212,7 @@ def test_pruning_alone_reports_on_labels(place, tmp_path, capsys):
     assert "test_accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_training_and_pruning_from_packed_clips(place, tmp_path, capsys):
     """Nothing else is kept of the clips, the corpus's folder is not needed twice, and the figures
     are those of maps on disk, but for the rounding of samples to 16 bits."""
