@@ -21,17 +21,17 @@ array_index() { # LAST WHAT
 
 # Sets `go_on` to the options by which a run is begun or, when it was begun before, continued.
 # shellcheck disable=SC2034 # for the scripts
-continue_run() { # FOLDERS: a pattern below OUT/embedding
-  local found=()
-  if [ -d "$OUT/embedding" ]; then
-    mapfile -t found < <(cd "$OUT/embedding" && compgen -G "$1/$RUN_NAME/config.json")
+continue_run() { # FOLDERS: a pattern below OUT/embedding, or below another PLACE
+  local found=() place="$OUT/${2:-embedding}"
+  if [ -d "$place" ]; then
+    mapfile -t found < <(cd "$place" && compgen -G "$1/$RUN_NAME/config.json")
   fi
   if [ "${#found[@]}" -gt 1 ]; then
-    complain "RUN_NAME=$RUN_NAME is the name of several runs in $OUT/embedding: ${found[*]%/config.json}; give another"
+    complain "RUN_NAME=$RUN_NAME is the name of several runs in $place: ${found[*]%/config.json}; give another"
   fi
   go_on=(--run-name "$RUN_NAME")
   if [ "${#found[@]}" -eq 1 ]; then
-    go_on=(--continue-model-dir "$OUT/embedding/${found[0]%/config.json}")
+    go_on=(--continue-model-dir "$place/${found[0]%/config.json}")
   fi
 }
 

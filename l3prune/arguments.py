@@ -331,7 +331,10 @@ def training_options(
 
 
 #: What `label_options` adds, by the names in parsed arguments.
-LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment")
+LABEL_OPTIONS = (
+    *("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment"),
+    "packed",
+)
 
 
 def label_options(group: argparse._ArgumentGroup) -> None:
@@ -365,6 +368,13 @@ def label_options(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="CHANGE",
         help="of training batches: spec_augment, and mixup, which makes half as many of them",
+    )
+    add(
+        "--packed",
+        metavar="FILE.h5",
+        help="the clips as 16-bit waveforms in one file, which is written if it is not there; once "
+        "it is, the corpus's folder is not read. Spectrograms are computed in each step instead of "
+        "kept on disk",
     )
 
 

@@ -57,7 +57,7 @@ def spec_augment(
     if maps.ndim != 4:
         raise ParameterError(
             f"inputs of shape {maps.shape}; stripes are of spectrograms, (n, rows, columns, 1): of "
-            "waveforms see packed_clips.ComputedMaps"
+            "waveforms see packed_clips.computed_maps"
         )
     changed = maps.copy()
     means = maps.mean(axis=(0, time_axis), keepdims=True)[0]

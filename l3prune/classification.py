@@ -91,7 +91,7 @@ def open_maps(
     dataset : Dataset
     cache_dir : str or path-like
         Maps before normalisation are kept here and found again by the files' names, sizes and
-        times, whatever is tested and validated.
+        times, and by the front end's settings and version, whatever is tested and validated.
     fill : {"repeat", "zeros"}
         How clips shorter than the network's input are filled; see `labelled.fitted`.
     quiet : bool
@@ -124,7 +124,7 @@ def open_maps(
     samples = int(network.input_shape[-1])
     paths = [clip.path for clip in dataset.clips]
     audio = ClipAudio(paths, layer.sample_rate, samples, fill)
-    told = json.dumps([type(raw).__name__, raw.get_config()], sort_keys=True)
+    told = json.dumps([type(raw).__name__, raw.version, raw.get_config()], sort_keys=True)
     compute = tf.function(
         lambda waveforms: raw(waveforms),
         input_signature=[tf.TensorSpec((None, 1, samples), tf.float32)],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tf_keras as keras
 
 from l3prune.augmentation import SAMPLERS, Balanced, BatchChange
@@ -19,6 +21,7 @@ from l3prune.evaluation import Report
 from l3prune.files import atomic_write, write_json
 from l3prune.labelled import LabelledMaps, LabelledSource
 from l3prune.networks import network_config
+from l3prune.packed_clips import PackedClips, computed_maps, pack_clips
 
 #: In a run's folder: figures by network, those by class and device, and a table for people.
 REPORT, DETAILS, TABLE = "report.json", "labels.json", "report.md"
@@ -39,6 +42,9 @@ class Corpus:
         How clips that are shorter than a network's input are filled.
     sampler, augment
         How training clips are drawn and changed, of `augmentation.SAMPLERS` and `CHANGES`.
+    packed : str or None
+        A file of packed clips, which maps are computed from in each step; see `packed_clips`. One
+        that is there is the corpus, else `open` writes it. None keeps all maps on disk.
 
     Attributes
     ----------
@@ -72,15 +78,49 @@ class Corpus:
         fill: str = "repeat",
         sampler: str = "uniform",
         augment: Sequence[str] = (),
+        packed: str | None = None,
     ) -> None:
         if sampler not in SAMPLERS:
             raise ParameterError(f"sampler {sampler!r} is unknown; {', '.join(SAMPLERS)}")
         BatchChange(tuple(augment))  # refuses unknown ones
-        self.dataset = load_dataset(name, data_dir)
+        self._packed = None if packed is None else Path(packed)
+        self._clips: PackedClips | None = None
+        if self._packed is not None and self._packed.exists():
+            self._clips = PackedClips(self._packed)
+            self.dataset = self._clips.dataset
+            if self.dataset.name != name:
+                raise ParameterError(
+                    f"{packed} has the clips of {self.dataset.name}, not of {name}"
+                )
+        else:
+            self.dataset = load_dataset(name, data_dir)
         self.split = split_dataset(self.dataset, test_fold, ratio=ratio, seed=seed)
+        if self.dataset.multi_label:
+            self._check_classes()
         self.fill = fill
         self.sampler = sampler
         self.changes = tuple(augment)
+
+    def _check_classes(self) -> None:
+        """Tell which classes will have no figures, before a clip is decoded."""
+        labels = self.dataset.labels
+        for part in ("validation", "test"):
+            clips = [self.dataset.clips[number] for number in getattr(self.split, part)]
+            classes = [target for clip in clips for target in {clip.target, *clip.further}]
+            counts = np.bincount(classes, minlength=len(labels))
+            missing = [
+                label
+                for label, count in zip(labels, counts.tolist(), strict=True)
+                if count in (0, len(clips))
+            ]
+            if len(missing) == len(labels):
+                raise ParameterError(
+                    f"each class of {self.dataset.name} is in none or in all of the {len(clips)} "
+                    f"{part} clips, so there is no figure to tell; give more clips, or split them "
+                    "otherwise by --test-fold, --validation-ratio or --split-seed"
+                )
+            if missing:
+                warnings.warn(f"{part}: {_left_out(len(labels), missing)}", stacklevel=3)
 
     @classmethod
     def of(cls, args: argparse.Namespace, name: str, data_dir: str) -> Corpus:
@@ -94,11 +134,14 @@ class Corpus:
             args.fill,
             args.sampler,
             args.augment or (),
+            args.packed,
         )
 
     def check(self, network: keras.Model) -> None:
         """Refuse a network that cannot be trained on these labels."""
-        front_end_layer(network)
+        form = _form(network)
+        if self._clips is not None:
+            self._clips.check(*form, self.fill)
         classes = len(self.dataset.labels)
         named = network_config(network).labels
         if network.output_shape != (None, classes):
@@ -132,11 +175,31 @@ class Corpus:
             )
 
     def open(self, network: keras.Model, cache_dir: Path, *, quiet: bool = False) -> None:
-        """Compute the maps of all clips, or find them in the cache."""
-        maps = open_maps(network, self.dataset, cache_dir, fill=self.fill, quiet=quiet)
+        """Compute the maps of all clips, or find them in the cache; or pack the clips."""
+        if self._packed is None:
+            maps = open_maps(network, self.dataset, cache_dir, fill=self.fill, quiet=quiet)
+        else:
+            maps = self._open_packed(self._packed, network, quiet)
         self.train = maps.subset(self.split.train)
         self.validation = maps.subset(self.split.validation)
         self.test = maps.subset(self.split.test)
+
+    def _open_packed(self, path: Path, network: keras.Model, quiet: bool) -> LabelledMaps:
+        rate, samples = _form(network)
+        clips = self._clips
+        if clips is None:
+            form: dict[str, Any] = {"sample_rate": rate, "samples": samples, "fill": self.fill}
+            pack_clips(self.dataset, path, quiet=quiet, **form)
+            clips = PackedClips(path)
+        clips.check(rate, samples, self.fill)
+        ours, packed = (
+            [clip.path.name for clip in each.clips] for each in (self.dataset, clips.dataset)
+        )
+        if ours != packed:
+            raise ParameterError(
+                f"{path} was written by another run meanwhile, of other clips; give another file"
+            )
+        return computed_maps(clips, front_end_layer(network))
 
     def normalise_for(self, network: keras.Model) -> None:
         """Give the maps of another network with the same front end but for its normalisation."""
@@ -203,6 +266,10 @@ class Corpus:
         write_json(run_dir / DETAILS, details)
         report.to_json(run_dir / REPORT)
         lines = [f"```\n{report}\n```"]
+        for part, found in next(iter(details.values()), {}).items():
+            if missing := found.get("classes_left_out"):
+                number = found["classes_scored"] + len(missing)
+                lines.append(f"\n{part}: {_left_out(number, missing)}")
         for name, parts in details.items():
             # Of several classes a clip, labels.json has the figures of each.
             kinds = [key for key in parts["test"] if key.startswith("by_")]
@@ -210,6 +277,25 @@ class Corpus:
                 lines += [f"\n{name}, test clips {kind.replace('_', ' ')}:\n", _table(parts, kind)]
         with atomic_write(run_dir / TABLE) as temporary:
             temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _left_out(number: int, missing: Sequence[str]) -> str:
+    named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+    return (
+        f"{len(missing)} of {number} classes are in no clip or in all and have no part in map, "
+        f"mauc and d_prime: {named}"
+    )
+
+
+def _form(network: keras.Model) -> tuple[int, int]:
+    """Sample rate and samples of the clips that a network takes."""
+    layer, samples = front_end_layer(network), network.input_shape[-1]
+    if samples is None:
+        raise ParameterError(
+            f"network {network.name} takes clips of any length, and training on labels needs to "
+            "know it: build it with samples, such as --network-arguments '{\"samples\": 320000}'"
+        )
+    return layer.sample_rate, int(samples)
 
 
 def _table(parts: Mapping[str, Any], kind: str) -> str:

@@ -112,8 +112,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     load_tensorflow()
     from l3prune import models
     from l3prune.exports import describe_source, export
+    from l3prune.networks import network_config, takes
 
     network = models.load_audio(args.weights, input="waveform")
+    name = network_config(network).name
+    if takes(name, "classes"):
+        raise ParameterError(
+            f"network {name} in {args.weights} scores classes; exports are of embedding networks "
+            "of the L3 family only. In Python litert.convert(network) makes a LiteRT file of it, "
+            "which takes spectrograms; so does python -m l3prune.pruning --labels … --float16"
+        )
     facts = describe_source(network, args.weights)
     source = _source(network, args, recordings, facts)
     for form, _ in chosen:

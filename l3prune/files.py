@@ -183,6 +183,17 @@ def is_file(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def not_allowed(path: str | os.PathLike[str]) -> L3PruneError:
+    """The error of a file that is there and may not be read.
+
+    Examples
+    --------
+    >>> not_allowed("net.h5")
+    L3PruneError('net.h5 cannot be read: permission denied; ask its owner, or chmod u+r it')
+    """
+    return L3PruneError(f"{path} cannot be read: permission denied; ask its owner, or chmod u+r it")
+
+
 def find_files(folder: str | os.PathLike[str], endings: Sequence[str]) -> list[Path]:
     """Files below a folder, at any depth, by ending whatever its case, in sorted order.
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,6 +56,17 @@ class LabelledSource(Protocol):
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs (n, …) and targets (n, classes), both float32."""
         ...
+
+
+class MapArray(Protocol):
+    """What is taken from an array of maps."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> np.ndarray: ...
 
 
 def fitted(audio: np.ndarray, samples: int, fill: str = "repeat") -> np.ndarray:
@@ -145,9 +156,10 @@ class LabelledMaps:
 
     Attributes
     ----------
-    maps : np.ndarray, (all clips, rows, columns, 1) float32
+    maps : np.ndarray or MapArray, (all clips, rows, columns, 1) float32
         As the front end gives them before it normalises; on disk, if they are many.
-    targets : np.ndarray, (all clips, classes) float32
+    targets : np.ndarray, (all clips, classes)
+        1 or 0; of many clips bool, which takes less memory.
     labels : tuple of str
     fingerprint : str
         Of maps and targets.
@@ -164,10 +176,10 @@ class LabelledMaps:
     >>> maps = LabelledMaps(np.zeros((3, 2, 2, 1), np.float32), np.eye(3), ("a", "b", "c"), "x")
     >>> inputs, targets = maps.subset([2, 0]).read(np.array([0]))
     >>> inputs.shape, targets
-    ((1, 2, 2, 1), array([[0., 0., 1.]]))
+    ((1, 2, 2, 1), array([[0., 0., 1.]], dtype=float32))
     """
 
-    maps: np.ndarray
+    maps: MapArray
     targets: np.ndarray
     labels: tuple[str, ...]
     fingerprint: str
@@ -202,7 +214,7 @@ class LabelledMaps:
     def read(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Normalised maps and targets."""
         rows = self.rows[indices]
-        return self.normalise(np.asarray(self.maps[rows])), self.targets[rows]
+        return self.normalise(np.asarray(self.maps[rows])), self.targets[rows].astype(np.float32)
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
         """A uniform permutation."""
@@ -282,14 +294,24 @@ def label_maps(
     targets = np.zeros((len(dataset.clips), len(dataset.labels)), np.float32)
     for row, clip in zip(targets, dataset.clips, strict=True):
         row[[clip.target, *clip.further]] = 1
-    groups = {}
-    if all(clip.device is not None for clip in dataset.clips):
-        groups["device"] = tuple(str(clip.device) for clip in dataset.clips)
     return LabelledMaps(
         maps.reshape(len(audio), *shape),
         targets,
         dataset.labels,
         f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
-        groups=groups,
+        groups=clip_groups(dataset),
         multi_label=dataset.multi_label,
     )
+
+
+def clip_groups(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """The groups of clips that figures are told of: by device, where the corpus tells it.
+
+    Examples
+    --------
+    >>> clip_groups(Dataset("toy", (), ("dog",)))
+    {'device': ()}
+    """
+    if any(clip.device is None for clip in dataset.clips):
+        return {}
+    return {"device": tuple(str(clip.device) for clip in dataset.clips)}

@@ -205,6 +205,10 @@ class FrontEndLayer(keras.layers.Layer):
     #: Of the maps: 1 where rows are frames, 2 where columns are.
     time_axis = 2
 
+    #: Goes up when the code changes what the maps of a layer are: maps that were kept are then
+    #: computed again.
+    version = 1
+
     def unnormalised(self) -> FrontEndLayer:
         """The layer without what it has from training data; itself if that is nothing."""
         return self

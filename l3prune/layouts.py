@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from l3prune.errors import L3PruneError
-from l3prune.files import is_file
+from l3prune.files import is_file, not_allowed
 
 #: A file with more, unpacked, is no L3-type network; reading stops there (a zip bomb would not).
 _MAX_BYTES = 2 * 2**30
@@ -93,6 +93,8 @@ def open_file(path) -> Iterator[h5py.File]:
             yield file
     except L3PruneError:
         raise
+    except PermissionError as error:
+        raise not_allowed(path) from error
     except (OSError, EOFError, zlib.error) as error:
         raise L3PruneError(f"{path} is not an HDF5 weight file, or is damaged: {error}") from error
     except (KeyError, RuntimeError, TypeError, ValueError, OverflowError, MemoryError) as error:

@@ -190,8 +190,9 @@ def tagging_report(
     -------
     report : dict
         clips; log_loss, binary; map and mauc, the means over the classes that have a figure, which
-        are `classes_scored` many; d_prime, of the mean area, None where it is infinite; by_class:
-        name -> clips, average_precision, auc, of the classes that have both.
+        are `classes_scored` many, without those in `classes_left_out`; d_prime, of the mean area,
+        None where it is infinite; by_class: name -> clips, average_precision, auc, of the classes
+        that have both.
 
     Raises
     ------
@@ -220,6 +221,7 @@ def tagging_report(
         "mauc": area,
         "d_prime": d_prime(area) if 0 < area < 1 else None,
         "classes_scored": int(scored.sum()),
+        "classes_left_out": [labels[number] for number in np.flatnonzero(~scored).tolist()],
         "by_class": {
             labels[number]: {
                 "clips": int((targets[:, number] > 0.5).sum()),

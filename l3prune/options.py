@@ -261,14 +261,13 @@ def _check_labels(args: argparse.Namespace) -> None:
     named = args.layer_ratio or {}
     if args.fresh and not named:
         raise ParameterError("--fresh is for --layer-ratio")
-    if args.iterative:
-        if not (args.labels and args.retrain and named):
-            raise ParameterError("--iterative is for --labels with --retrain and --layer-ratio")
-        if args.fresh and not {*named} & {*args.fresh}:
-            raise ParameterError(
-                f"--fresh {' '.join(args.fresh)}: these get fresh weights when one of them loses "
-                "filters, and --layer-ratio names none of them"
-            )
+    if args.fresh and not {*named} & {*args.fresh}:
+        raise ParameterError(
+            f"--fresh {' '.join(args.fresh)}: these get fresh weights when one of them loses "
+            "filters, and --layer-ratio names none of them"
+        )
+    if args.iterative and not (args.labels and args.retrain and named):
+        raise ParameterError("--iterative is for --labels with --retrain and --layer-ratio")
     if args.labels is None:
         parser = new_parser()
         for name in LABELS:

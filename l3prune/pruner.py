@@ -54,7 +54,8 @@ class Wish:
         Filterwise: the fraction of filters, or of a dense layer's units, that goes of the layers
         named; all others stay whole.
     fresh : sequence of str
-        Layers that get fresh weights, by their own initialisers, after the cut.
+        Layers that get fresh weights, by their own initialisers, after a cut that takes filters
+        or units of one of them.
     budget : str or None
         See `budget.parse_budget`.
     allocation : str
@@ -231,7 +232,11 @@ def prune(
     plan = make_plan(network, wish, batches)
     if wish.filterwise:
         smaller = surgery.remove_filters(network, plan)
-        return (surgery.renewed(smaller, wish.fresh) if wish.fresh else smaller), plan
+        if wish.fresh:
+            anew = surgery.renewed(smaller, wish.fresh)
+            if any(name in plan and not plan[name].all() for name in wish.fresh):
+                return anew, plan
+        return smaller, plan
     return surgery.apply_masks(network, plan), plan
 
 

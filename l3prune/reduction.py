@@ -31,7 +31,7 @@ import tf_keras as keras
 from l3prune.checkpoints import BEST, LATEST, epochs_done, trained_beside
 from l3prune.disguise import Disguised
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.files import atomic_write, read_json
+from l3prune.files import atomic_write, not_allowed, read_json
 from l3prune.networks import attach_config, network_config
 
 #: The map between the embeddings, in a run's folder.
@@ -150,6 +150,8 @@ def read_arrays(path: str | os.PathLike[str], *names: str) -> dict[str, np.ndarr
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in names}
+    except PermissionError as error:
+        raise not_allowed(path) from error
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise L3PruneError(f"{path} is damaged: {error}") from error
 

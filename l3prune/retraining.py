@@ -23,7 +23,7 @@ from l3prune.distillation import check_pair, distill, open_pair, unexplained_var
 from l3prune.errors import ParameterError
 from l3prune.evaluation import Report, embedding_mse
 from l3prune.gradual import MaskUpdate
-from l3prune.networks import create_network, inference, l3
+from l3prune.networks import create_network, inference, l3, network_config, takes
 from l3prune.options import MODEL_TYPES
 from l3prune.plan import PruningPlan
 from l3prune.pruner import Wish
@@ -167,6 +167,13 @@ class Distillation(Retraining):
         # The data are sound, whatever the network in the file was trained on.
         model_type = MODEL_TYPES.get(args.model_type, args.model_type)
         self.unpruned = models.load_audio(args.weight_path, model_type, input="waveform")
+        name = network_config(self.unpruned).name
+        if takes(name, "classes"):
+            raise ParameterError(
+                f"network {name} in {args.weight_path} scores classes, so it is pruned and judged "
+                "on a labelled corpus: give --labels DATASET, such as --labels esc50, and the "
+                "corpus's folder in the place of the two of recordings"
+            )
         self.whole = self._student()
 
     def _student(self) -> keras.Model:

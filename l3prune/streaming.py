@@ -120,6 +120,7 @@ class FileSource:
         """Its sound at a sample rate, (n,) float32, n at most `BLOCK`, until it or `ended` ends."""
         start, count = time.monotonic(), 0
         for _ in itertools.count() if self.loop else [0]:
+            before = count
             with open_audio(self.path) as file:
                 read = file.blocks(BLOCK, dtype="float32", always_2d=True)
                 for block in _cut(mono_blocks(read, file.samplerate, rate)):
@@ -129,6 +130,10 @@ class FileSource:
                     if ended.wait(max(wait, 0)):
                         return
                     yield block
+            if count == before:  # it would be opened for ever
+                raise ParameterError(
+                    f"{self.path} has no samples at {rate} Hz; give a longer recording"
+                )
 
 
 @dataclass(frozen=True)
@@ -307,13 +312,16 @@ class Listener:
                 return
             self._ended = threading.Event()
             self._tell(Heard("listening"))
-        self._threads = [threading.Thread(target=self._listen, args=[self._ended], daemon=True)]
-        self._threads[0].start()
+            # Within the lock, so that whoever stops it finds the thread.
+            self._threads = [threading.Thread(target=self._listen, args=[self._ended], daemon=True)]
+            self._threads[0].start()
 
     def stop(self) -> Heard:
         """End listening; gives what was heard."""
-        self._ended.set()
-        for thread in self._threads:
+        with self._changed:
+            ended, threads = self._ended, self._threads
+        ended.set()
+        for thread in threads:
             thread.join()
         return self.wait(-1)[1]
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from l3prune.errors import L3PruneError
-from l3prune.files import is_file
+from l3prune.files import is_file, not_allowed
 
 #: Begins the older form, followed by the number of its protocol.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -132,6 +132,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise
     except _Refused as error:
         raise L3PruneError(f"{path}: {error}") from error
+    except PermissionError as error:
+        raise not_allowed(path) from error
     except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError) as error:
         raise L3PruneError(f"{path} is damaged: {error}") from error
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:

@@ -1,13 +1,16 @@
 """AudioSet's files, and clips packed into one."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
 
+from l3prune import packed_clips
 from l3prune.datasets import Clip, Dataset, load_dataset
 from l3prune.errors import L3PruneError, ParameterError
-from l3prune.packed_clips import ComputedMaps, PackedClips, pack_clips
-from tests.test_datasets import make_audioset, write_sound
+from l3prune.packed_clips import PackedClips, computed_maps, pack_clips
+from tests.test_datasets import make_audioset
 
 
 def test_several_classes_and_missing_clips(tmp_path):
@@ -121,7 +124,7 @@ def test_training_on_packed_clips(tmp_path):
     pack_clips(dataset, tmp_path / "toy.h5", samples=9920, quiet=True)
     source = PackedClips(tmp_path / "toy.h5")
     network = small(samples=9920, classes=2)
-    maps = ComputedMaps(source, front_end_layer(network))
+    maps = computed_maps(source, front_end_layer(network))
     found, targets = maps.read(np.array([1, 2]))
     np.testing.assert_allclose(found, log_mel(source.read(np.array([1, 2]))[0][:, 0]), atol=1e-3)
     assert targets.tolist() == [[0, 1], [1, 0]]
@@ -143,7 +146,7 @@ def test_packed_clips_of_another_rate(packed):
     from l3prune.layers import ClipLogMel
 
     with pytest.raises(ParameterError, match="clips are of 8000 Hz, the front end takes 32000"):
-        ComputedMaps(PackedClips(packed), ClipLogMel())
+        computed_maps(PackedClips(packed), ClipLogMel())
 
 
 def test_files_that_hold_no_packed_clips(packed, tmp_path):
@@ -184,13 +187,116 @@ def test_packed_clips_that_do_not_belong_together(packed, name, values, message)
         PackedClips(packed)
 
 
-def test_a_clip_that_cannot_be_decoded_leaves_no_file(tmp_path):
-    write_sound(tmp_path / "a.wav")
+def decoded(monkeypatch):
+    """Names of the clips that are decoded from now on."""
+    names = []
+    read = packed_clips.ClipAudio.read
+
+    def noted(self, indices):
+        names.extend(self.paths[index].name for index in indices)
+        return read(self, indices)
+
+    monkeypatch.setattr(packed_clips.ClipAudio, "read", noted)
+    return names
+
+
+def test_packing_goes_on_when_broken_clips_are_mended_or_removed(tmp_path, monkeypatch):
+    path = tmp_path / "a.h5"
+    rng = np.random.default_rng(0)
+    for name in ("a.wav", "c.wav", "e.wav"):
+        soundfile.write(tmp_path / name, rng.uniform(-1, 1, 8), 8000)
+    for name in ("b.wav", "d.wav"):
+        (tmp_path / name).write_bytes(b"no sound")
+    clips = {name: Clip(tmp_path / f"{name}.wav", 1, 0, group=name) for name in "abcde"}
+
+    def pack(names):
+        dataset = Dataset("toy", tuple(clips[name] for name in names), ("dog",))
+        pack_clips(dataset, path, sample_rate=8000, samples=8, quiet=True)
+
+    names = decoded(monkeypatch)
+    with pytest.raises(L3PruneError, match=r"2 of 5 clips cannot be decoded, .*b\.wav cannot be"):
+        pack("abcde")
+    assert not path.exists()
+    names.clear()
+    # The file of b is gone from the corpus, and c with it; d is as broken as before.
+    with pytest.raises(L3PruneError, match=r"1 of 3 clips cannot be decoded, .*d\.wav cannot be"):
+        pack("ade")
+    assert names == ["d.wav"]
+    names.clear()
+    pack("ae")
+    assert names == []
+    source = PackedClips(path)
+    assert [(clip.path.name, clip.group) for clip in source.dataset.clips] == [
+        ("a.wav", "a"),
+        ("e.wav", "e"),
+    ]
+    wanted = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "e.wav")]
+    np.testing.assert_allclose(source.read(np.array([0, 1]))[0][:, 0], wanted, atol=1e-4)
+    assert not list(tmp_path.glob("*.part"))
+    # A whole file stays as it is.
+    names.clear()
+    pack("abcde")
+    assert names == []
+
+
+@pytest.mark.parametrize("change", ["mended", "samples", "class", "damage", "new"])
+def test_packing_anew_when_the_unfinished_file_is_another_s(tmp_path, monkeypatch, change):
+    path = tmp_path / "a.h5"
+    soundfile.write(tmp_path / "a.wav", np.ones(8) / 2, 8000)
     (tmp_path / "b.wav").write_bytes(b"no sound")
-    clips = (Clip(tmp_path / "a.wav", 1, 0), Clip(tmp_path / "b.wav", 1, 0))
-    with pytest.raises(L3PruneError, match=r"b\.wav cannot be decoded"):
-        pack_clips(Dataset("toy", clips, ("dog",)), tmp_path / "a.h5", quiet=True)
-    assert not (tmp_path / "a.h5").exists()
+    clips = [Clip(tmp_path / "a.wav", 1, 0), Clip(tmp_path / "b.wav", 1, 0)]
+    labels, samples = ("dog", "rain"), 8
+    with pytest.raises(L3PruneError, match="1 of 2 clips"):
+        pack_clips(Dataset("toy", tuple(clips), labels), path, samples=8, quiet=True)
+    names = decoded(monkeypatch)
+    soundfile.write(tmp_path / "b.wav", np.ones(8) / 4, 32000)
+    if change == "samples":
+        samples = 6
+    elif change == "class":
+        clips[0] = Clip(tmp_path / "a.wav", 1, 1)
+    elif change == "damage":
+        (tmp_path / "a.h5.part").write_bytes(b"no HDF5")
+    elif change == "new":
+        soundfile.write(tmp_path / "0.wav", np.ones(8) / 4, 32000)
+        clips.insert(0, Clip(tmp_path / "0.wav", 1, 0))
+    pack_clips(Dataset("toy", tuple(clips), labels), path, samples=samples, quiet=True)
+    assert names == (["b.wav"] if change == "mended" else [clip.path.name for clip in clips])
+    assert PackedClips(path).dataset.clips[0].target == (1 if change == "class" else 0)
+    assert PackedClips(path).read(np.array([len(clips) - 1]))[0][0, 0, 0].round(2) == 0.25
+
+
+def test_a_killed_run_of_packing_goes_on(tmp_path, monkeypatch):
+    """Whatever is in the row that it was at."""
+    monkeypatch.setattr(packed_clips, "_BLOCK", 1)
+    clips = []
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", np.full(8, number / 4), 8000)
+        clips.append(Clip(tmp_path / f"{number}.wav", 1, 0, device="a"))
+    dataset = Dataset("toy", tuple(clips), ("dog",))
+    read = packed_clips.ClipAudio.read
+
+    def killed(self, indices):
+        if indices[0] == 2:
+            raise KeyboardInterrupt
+        return read(self, indices)
+
+    monkeypatch.setattr(packed_clips.ClipAudio, "read", killed)
+    with pytest.raises(KeyboardInterrupt):
+        pack_clips(dataset, tmp_path / "a.h5", sample_rate=8000, samples=8, quiet=True)
+    monkeypatch.setattr(packed_clips.ClipAudio, "read", read)
+    names = decoded(monkeypatch)
+    pack_clips(dataset, tmp_path / "a.h5", sample_rate=8000, samples=8, quiet=True)
+    assert names == ["2.wav"]
+    source = PackedClips(tmp_path / "a.h5")
+    assert source.read(np.arange(3))[0][:, 0, 7].round(3).tolist() == [0, 0.25, 0.5]
+    assert source.dataset == Dataset(
+        "toy", tuple(Clip(Path(f"{n}.wav"), 1, 0, device="a") for n in range(3)), ("dog",)
+    )
+
+
+def test_what_files_of_packed_clips_are_called(tmp_path):
+    with pytest.raises(ParameterError, match=r"a: the name of a file of packed clips ends in \.h5"):
+        pack_clips(Dataset("toy", (), ("dog",)), tmp_path / "a")
 
 
 def test_classifiers_of_one_class_refuse(tmp_path, capsys):

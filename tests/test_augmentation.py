@@ -40,7 +40,7 @@ def test_stripes_of_time_and_bands(time_axis):
 
 
 def test_stripes_of_waveforms():
-    with pytest.raises(ParameterError, match=r"stripes are of spectrograms, .*\.ComputedMaps"):
+    with pytest.raises(ParameterError, match=r"stripes are of spectrograms, .*\.computed_maps"):
         BatchChange()(np.zeros((2, 1, 9920)), np.eye(2), np.random.default_rng(0))
 
 

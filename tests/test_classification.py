@@ -24,8 +24,11 @@ from l3prune.corpus import Corpus
 from l3prune.datasets import Clip, Dataset, load_dataset
 from l3prune.datasets.splits import split_dataset
 from l3prune.errors import L3PruneError, ParameterError
+from l3prune.evaluation import Report
 from l3prune.labelled import ClipAudio, LabelledMaps, fitted
+from l3prune.layers import ClipLogMel, LogMelSpectrogram
 from l3prune.networks import attach_config, create_network, inference, network_config
+from l3prune.networks.dcase2021 import SceneLogMel
 from l3prune.recipes import Recipe
 from l3prune.weights import load_network
 from tests.label_corpora import SMALL, make_corpus
@@ -171,12 +174,63 @@ def test_maps_are_computed_once(corpus, tmp_path, monkeypatch):
     np.testing.assert_array_equal(first.maps, again.maps)
     with pytest.raises(TypeError):
         open_maps(create_network("dcase2021", classes=2, padding="zeros"), dataset, tmp_path)
+    # Nor are maps taken that other code computed.
+    monkeypatch.setattr(SceneLogMel, "version", SceneLogMel.version + 1)
+    with pytest.raises(TypeError):
+        open_maps(network, dataset, tmp_path, quiet=True)
+
+
+#: Of a sound: the version of a front end, and mean, deviation and one value of its maps.
+FRONT_ENDS = (
+    (LogMelSpectrogram(8000, 1024, 160, 64), 1, (-55.07, 22.6574, -35.9885)),
+    (ClipLogMel(), 1, (-69.6598, 34.0264, -73.0181)),
+    (SceneLogMel(), 1, (-4.7898, 1.8925, -5.065)),
+)
+
+
+@pytest.mark.parametrize(
+    ("layer", "version", "values"), FRONT_ENDS, ids=lambda each: type(each).__name__
+)
+def test_front_ends_that_change_have_another_version(layer, version, values):
+    """Whoever mends a front end raises its `version`, or old maps would be taken from caches, and
+    writes what it gives now here."""
+    times = np.arange(layer.sample_rate if layer.sample_rate == 8000 else 22050)
+    sound = (0.5 * np.sin(1e-5 * times**2) + 0.1 * np.sin(times)).astype(np.float32)
+    maps = layer(sound[np.newaxis, np.newaxis]).numpy()[0, ..., 0].astype(float)
+    assert layer.version == version
+    assert (maps.mean(), maps.std(), maps[7, 20]) == pytest.approx(values, abs=2e-3)
 
 
 def test_silent_clips_cannot_be_normalised():
     maps = LabelledMaps(np.full((2, 40, 500, 1), -36, np.float32), np.eye(2), ("a", "b"), "silent")
     with pytest.raises(L3PruneError, match="band 0 of the training clips is the same everywhere"):
         maps.statistics()
+
+
+def tags(monkeypatch, classes):
+    """A corpus whose clips have these classes: folds of two clips, none of which exists."""
+    clips = tuple(
+        Clip(Path(f"{number}.wav"), 1 + number // 2, own[0], further=tuple(own[1:]))
+        for number, own in enumerate(classes)
+    )
+    dataset = Dataset("toy", clips, ("a", "b", "c"), multi_label=True)
+    monkeypatch.setattr("l3prune.corpus.load_dataset", lambda *_: dataset)
+    return Corpus("toy", ".")
+
+
+def test_classes_that_will_have_no_figures_are_told_first(monkeypatch, tmp_path):
+    with pytest.warns(UserWarning, match=r"^test: 1 of 3 classes are in no clip or in all .*: c$"):
+        tags(monkeypatch, [[0], [1], [0], [1, 2], [0, 2], [1, 2]])
+    with pytest.raises(ParameterError, match="in none or in all of the 2 validation clips, so"):
+        tags(monkeypatch, [[0], [1], [0, 2], [0, 2], [0, 2], [1, 2]])
+
+
+def test_reports_tell_classes_that_have_no_figures(tmp_path):
+    found = {"classes_left_out": list("abcdef"), "classes_scored": 2}
+    Corpus.write_report(tmp_path, Report().with_row("x", map=1.0), {"x": {"test": found}})
+    text = (tmp_path / "report.md").read_text()
+    assert "test: 6 of 8 classes are in no clip or in all" in text
+    assert "d_prime: a, b, c, d, e …\n" in text
 
 
 # Training.

@@ -264,6 +264,17 @@ def test_fresh_layers_are_those_named():
         prune(network, Wish(filterwise=True, layers={"dense_1": 0.5}, fresh=("dense_3",)))
 
 
+def test_layers_that_lose_nothing_are_not_renewed():
+    network = trained()
+    for layers in ({"conv_3": 0.5}, {"conv_3": 0.5, "dense_1": 0}):
+        wish = Wish(filterwise=True, layers=layers, fresh=("dense_1", "dense_2"))
+        smaller, _ = prune(network, wish)
+        for one, other in zip(
+            *(each.get_layer("dense_2").get_weights() for each in (network, smaller)), strict=True
+        ):
+            np.testing.assert_array_equal(one, other)
+
+
 # Singh's table 1: filters and units, all parameters, those without BatchNorm, KB by each rule.
 
 ROWS = {

@@ -81,6 +81,43 @@ def test_rows_of_the_sweeps_are_options(table):
         assert parse(words).retrain
 
 
+def test_training_on_labels_is_begun_and_continued(tmp_path):
+    """The command that SLURM would start, for a job and for the same one queued again."""
+    srun = tmp_path / "srun"
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    srun.chmod(0o755)
+    out = tmp_path / "out"
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "L3PRUNE_HOME": str(ROOT),
+        "L3PRUNE_VENV": "",
+        "RUN_NAME": "night",
+        "SLURM_JOB_ID": "7",
+        "NETWORK": "cnn14",
+        "DATASET": "esc50",
+        "DATA": "ESC-50",
+        "OUT": str(out),
+    }
+
+    def started():
+        line = ["bash", JOBS / "train-labels.sbatch", "--packed", "esc.h5"]
+        ended = subprocess.run(
+            line, env=environment, capture_output=True, text=True, check=False, cwd=tmp_path
+        )
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.split("python\n", 1)[1].split()
+
+    command = ["-m", "l3prune.train", "cnn14", "esc50", "ESC-50", str(out)]
+    assert started() == [*command, "--run-name", "night", "--packed", "esc.h5"]
+    run = out / "labels/esc50/cnn14/night"
+    run.mkdir(parents=True)
+    (run / "config.json").write_text("{}")
+    assert started() == [*command, "--continue-model-dir", str(run), "--packed", "esc.h5"]
+    del environment["DATASET"]
+    with pytest.raises(AssertionError, match="DATASET: the corpus, such as esc50"):
+        started()
+
+
 @pytest.fixture
 def study():
     """The variables of a study."""

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
-from l3prune import label_training, train
+from l3prune import export, label_training, tag, train
 from l3prune.checkpoints import BEST, LATEST
 from l3prune.errors import Interrupted
 from l3prune.networks import network_config
@@ -68,6 +69,42 @@ def test_training_leaves_a_network_and_what_is_told_of_it(place):
     with (place.run / "split.csv").open(newline="") as file:
         parts = {(row["fold"], row["part"]) for row in csv.DictReader(file)}
     assert parts == {("1", "test"), ("2", "train"), ("3", "validation")}
+
+
+def test_a_trained_network_tags(place, tmp_path):
+    """By the names of its classes, as it scored the clip when it was trained."""
+    from l3prune.labelled import ClipAudio
+    from l3prune.networks import inference
+
+    clip = place.data / "audio/1-0-0.wav"
+    with soundfile.SoundFile(clip) as file:
+        sound, rate = file.read(dtype="float32"), file.samplerate
+    whole = tmp_path / "whole.wav"
+    soundfile.write(whole, np.resize(sound, 441_000), rate)
+    assert tag.main(words(whole, "--model", place.net, "--json", tmp_path, "--quiet")) == 0
+    (record,) = [json.loads(path.read_text()) for path in tmp_path.glob("*.json")]
+    scores = {row["label"]: row["score"] for row in record["sounds"]}
+    audio = ClipAudio([clip], 44100, 441_000).read(np.array([0]))
+    expected = inference(load_network(place.net))(audio)[0]
+    assert [scores["low"], scores["high"]] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_networks_that_score_classes_are_told_from_embeddings(place, tmp_path, capsys):
+    bare = [
+        *words(place.net, place.data, place.data, tmp_path),
+        "--filterwise",
+        "--filter-ratio",
+        "50",
+    ]
+    assert prune(bare) == 2
+    assert "scores classes, so it is pruned and judged on a labelled corpus: give --labels" in (
+        capsys.readouterr().err
+    )
+    assert export.main(words(place.net, tmp_path / "e", "--format", "litert-float32")) == 2
+    assert "scores classes; exports are of embedding networks of the L3 family only" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "e").exists()
 
 
 def test_flags_win_over_the_config(place, tmp_path):
@@ -175,6 +212,37 @@ def test_pruning_alone_reports_on_labels(place, tmp_path, capsys):
     assert "test_accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_training_and_pruning_from_packed_clips(place, tmp_path, capsys):
+    """Nothing else is kept of the clips, the corpus's folder is not needed twice, and the figures
+    are those of maps on disk, but for the rounding of samples to 16 bits."""
+    packed = words("--packed", tmp_path / "esc.h5", "--cache-dir", tmp_path / "cache")
+    line = [*place.trained(tmp_path / "out"), *SHORT, *packed, "--run-name", "run"]
+    assert train.main(line) == 0
+    assert not any((tmp_path / "cache").iterdir())
+    run = tmp_path / "out/labels/esc50/dcase2021/run"
+    for name in ("split.csv", "report.json"):
+        ours, theirs = (folder / name for folder in (run, place.run))
+        if name == "split.csv":
+            assert ours.read_text() == theirs.read_text()
+            continue
+        ours, theirs = (json.loads(path.read_text())["trained"] for path in (ours, theirs))
+        assert ours["test_log_loss"] == pytest.approx(theirs["test_log_loss"], abs=0.05)
+    line = [*place.pruned(tmp_path, "--filter-ratio", "50", "--quiet"), *packed]
+    line[1] = str(tmp_path / "none")
+    assert prune(line) == 0
+    report = json.loads((tmp_path / "embedding/reduced/none/dcase2021/run/report.json").read_text())
+    assert list(report) == ["unpruned", "pruned"]
+    capsys.readouterr()
+    for more, message in (
+        (["--fill", "zeros"], "were packed with fill repeat, and this run takes fill zeros"),
+        (["--labels", "us8k"], "has the clips of esc50, not of us8k"),
+        (["--packed", str(place.net)], "has no waveform; give a file of packed clips"),
+    ):
+        assert prune([*line, *more]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -185,7 +253,14 @@ def test_pruning_alone_reports_on_labels(place, tmp_path, capsys):
         ),
         (["--layer-ratio", "conv_9=50"], "there is no layer 'conv_9' to take filters or units of"),
         (["--layer-ratio", "conv_2=5", "conv_2=6"], "--layer-ratio names a layer twice"),
-        (["--layer-ratio", "conv_2=50", "--fresh", "dense_9"], "fresh weights are wished for in"),
+        (
+            ["--layer-ratio", "conv_2=50", "--fresh", "dense_1"],
+            "--fresh dense_1: these get fresh weights when one of them loses",
+        ),
+        (
+            ["--layer-ratio", "dense_1=50", "--fresh", "dense_1", "dense_9"],
+            "fresh weights are wished for in",
+        ),
         (["--filter-ratio", "50", "--fresh", "dense_1"], "--fresh is for --layer-ratio"),
         (
             ["--layer-ratio", "conv_2=50", "--iterative"],

@@ -65,6 +65,7 @@ def test_classes_without_figures_are_left_out():
     np.testing.assert_array_equal(np.isnan(roc_auc(scores, targets)), [0, 1, 1, 0])
     report = tagging_report(scores, targets, ["a", "b", "c", "d"])
     assert report["classes_scored"] == 2
+    assert report["classes_left_out"] == ["b", "c"]
     assert report["map"] == pytest.approx((1 + 1 / 2) / 2)
     assert report["mauc"] == pytest.approx((1 + 1 / 2) / 2)
     # Of the mean area, not the mean of each.

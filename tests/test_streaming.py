@@ -120,6 +120,42 @@ def test_a_recording_without_samples(tmp_path):
         FileSource(tmp_path / "a.wav").check()
 
 
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("frames", [0, 1])
+def test_a_recording_of_which_nothing_is_left(tmp_path, frames, loop):
+    """It is empty, or one sample at twelve times the rate that is listened at."""
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.zeros(frames), 12 * RATE)
+    listener = Listener(FileSource(path, fast=True, loop=loop), RATE, SIZE, Windows())
+    listener.start()
+    with listener._changed:
+        assert listener._changed.wait_for(lambda: listener._heard.state == "failed", 5)
+    heard = listener.stop()
+    assert heard.windows == 0
+    assert "has no samples" in heard.error
+
+
+def test_a_stop_waits_for_a_thread_that_is_just_starting(recording, monkeypatch):
+    """One that comes between a start's word that it listens and its thread."""
+    listener = Listener(FileSource(recording, loop=True), RATE, SIZE, Windows())
+    heard = []
+    stopping = threading.Thread(target=lambda: heard.append(listener.stop()))
+    start = threading.Thread.start
+
+    def slow(thread):
+        if thread is not stopping and thread._target == listener._listen:
+            start(stopping)
+            time.sleep(0.2)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", slow)
+    listener.start()
+    stopping.join(10)
+    (last,) = heard
+    assert last.state == listener.wait(-1)[1].state == "stopped"
+    assert not listener._threads[0].is_alive()
+
+
 class Windows(list):
     """A computation that keeps what it is given."""
 

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from l3prune.errors import L3PruneError
+from l3prune.layouts import open_file
+from l3prune.reduction import read_arrays
 from l3prune.torch_files import read_state
 
 FORMS = pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
@@ -309,3 +311,29 @@ def test_npz(tmp_path):
     np.savez(path, a=np.array([np.inf]))
     with pytest.raises(L3PruneError, match="a has NaN or infinite values"):
         read_state(path)
+
+
+def weights_of(path):
+    with open_file(path) as file:
+        return list(file)
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (weights_of, "net.h5"),
+        (weights_of, "net.h5.gz"),
+        (read_state, "net.pth"),
+        (read_arrays, "net.npz"),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch, read, name):
+    (tmp_path / name).write_bytes(b"whatever")
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    for opens in ("h5py.File", "gzip.open", "pathlib.Path.open", "numpy.load"):
+        monkeypatch.setattr(opens, denied)
+    with pytest.raises(L3PruneError, match="cannot be read: permission denied; ask its owner"):
+        read(tmp_path / name)
