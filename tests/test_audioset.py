@@ -106,6 +106,7 @@ def test_packed_clips_are_16_bits_of_one_length(packed):
     assert test.fingerprint != source.fingerprint
 
 
+@pytest.mark.slow
 def test_training_on_packed_clips(tmp_path):
     """Spectrograms are computed in each step, and changed as PANNs does; nothing is cached."""
     from l3prune.augmentation import Balanced, BatchChange

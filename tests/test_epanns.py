@@ -70,6 +70,7 @@ QUICK = ["--num-epochs", "2", "--train-epoch-size", "2", "--train-batch-size", "
 QUICK += ["--validation-ratio", "0.34", "--run-name", "run"]
 
 
+@pytest.mark.slow
 def test_pruned_and_trained_on(corpus, weights, tmp_path):
     config = ["--config", str(CONFIGS / "75_mixed.json")]
     words = [str(weights), str(corpus), str(tmp_path), *config, *QUICK]

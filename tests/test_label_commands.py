@@ -135,6 +135,7 @@ def test_a_run_of_training_goes_on(place, tmp_path):
     assert train.main([*line, *words("--continue-model-dir", part), "--seed", "5"]) == 2
 
 
+@pytest.mark.slow
 def test_pruning_in_one_go(place, tmp_path):
     line = place.pruned(tmp_path, "--layer-ratio", "conv_3=50", "dense_1=25", "--float16")
     assert prune([*line, "--retrain", *SHORT]) == 0
@@ -197,6 +198,7 @@ def test_pruning_layer_after_layer_goes_on_where_it_was_stopped(place, tmp_path,
         np.testing.assert_array_equal(array, layers(parts / BEST)[name])
 
 
+@pytest.mark.slow
 def test_masks_are_retrained_on_labels_too(place, tmp_path):
     line = [word for word in place.pruned(tmp_path) if word != "--filterwise"]
     line += ["--layerwise", "--sparsity", "0", "50", "75", "--retrain", *SHORT]

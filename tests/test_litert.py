@@ -132,6 +132,7 @@ def test_pruned_weights_are_exactly_zero_in_the_file(values, waveform):
     assert rounded == 0 or values in ("dynamic", "int8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("waveform", [False, True])
 def test_the_same_network_gives_the_same_bytes(waveform):
     network = make_pruned()

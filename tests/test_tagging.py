@@ -55,6 +55,7 @@ def test_channels_are_averaged_and_rates_changed(network):
     close(tag(stereo, 44100, network)[0], network.predict(heard[None, None], verbose=0)[0])
 
 
+@pytest.mark.slow
 def test_any_form_of_a_network_is_tagged_alike(network, noise, tmp_path):
     """Of fixed length, masked, or for spectrograms: the same weights give the same scores."""
     expected = tag(noise, 32000, network)[0]
