@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +44,9 @@ Criterion = Callable[[ConvWeights], np.ndarray]
 _Function = TypeVar("_Function", bound=Criterion)
 
 CRITERIA: dict[str, Criterion] = {}
+
+#: Of `random`; see `drawn`.
+_DRAW: contextvars.ContextVar[int] = contextvars.ContextVar("draw", default=0)
 
 #: Input channels whose slices are decomposed at once.
 _CHANNELS_AT_ONCE = 64
@@ -233,7 +238,7 @@ def random(weights: ConvWeights) -> np.ndarray:
     """Uniform random score of each weight: the baseline that every criterion should beat.
 
     The seed is a checksum of the weights, so that the same network is always pruned alike and
-    layers of one shape differ.
+    layers of one shape differ; for other draws see `drawn`.
 
     Returns
     -------
@@ -244,8 +249,30 @@ def random(weights: ConvWeights) -> np.ndarray:
     >>> random(ConvWeights(np.ones((3, 3, 1, 2)))).shape
     (3, 3, 1, 2)
     """
-    seed = zlib.crc32(np.ascontiguousarray(weights.kernel).tobytes())
+    seed = zlib.crc32(np.ascontiguousarray(weights.kernel).tobytes(), _DRAW.get())
     return np.random.default_rng(seed).random(weights.kernel.shape)
+
+
+@contextlib.contextmanager
+def drawn(number: int) -> Iterator[None]:
+    """Have `random` make another draw within the block; the 0th is the usual one.
+
+    Examples
+    --------
+    >>> weights = ConvWeights(np.ones((1, 1, 1, 2)))
+    >>> with drawn(1):
+    ...     bool((random(weights) == random(weights)).all())
+    True
+    >>> with drawn(1):
+    ...     other = random(weights)
+    >>> bool((random(weights) == other).any())
+    False
+    """
+    token = _DRAW.set(number)
+    try:
+        yield
+    finally:
+        _DRAW.reset(token)
 
 
 @criterion

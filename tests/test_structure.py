@@ -56,6 +56,7 @@ LEVELS = [
     {"images", "edgel3", "comparison", "corpus", "tagging"},
     {"retraining"},
     {"label_training"},
+    {"methods"},
     {"openl3", "views"},
     {
         "pruning",
