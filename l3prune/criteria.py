@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from l3prune import extensions
 from l3prune.errors import ParameterError
 from l3prune.medians import distances_to, geometric_median_of
 
@@ -61,13 +62,35 @@ _COINCIDENT = 1e-13
 def criterion(function: _Function) -> _Function:
     """Register `function` under its name (a decorator).
 
+    Raises
+    ------
+    ParameterError
+        Another module has a criterion of this name.
+
     Examples
     --------
     >>> criterion(magnitude) is get_criterion("magnitude")
     True
     """
-    CRITERIA[function.__name__] = function
+    name = function.__name__
+    if name in CRITERIA and CRITERIA[name].__module__ != function.__module__:
+        raise ParameterError(
+            f"criterion {name!r} of {function.__module__} is there already, in "
+            f"{CRITERIA[name].__module__}; give it another name"
+        )
+    CRITERIA[name] = function
     return function
+
+
+def list_criteria() -> list[str]:
+    """Names that `get_criterion` knows, those that other packages add among them.
+
+    Examples
+    --------
+    >>> "l1" in list_criteria()
+    True
+    """
+    return sorted({*CRITERIA, *extensions.names(extensions.CRITERIA)})
 
 
 def get_criterion(name: str) -> Criterion:
@@ -77,6 +100,8 @@ def get_criterion(name: str) -> Criterion:
     ------
     ParameterError
         Unknown name.
+    L3PruneError
+        The package that adds it cannot be loaded.
 
     Examples
     --------
@@ -86,7 +111,14 @@ def get_criterion(name: str) -> Criterion:
     l3prune.errors.ParameterError: criterion 'l3' is unknown; known: bn_gamma, ...
     """
     if name not in CRITERIA:
-        raise ParameterError(f"criterion {name!r} is unknown; known: {', '.join(sorted(CRITERIA))}")
+        if extensions.load(extensions.CRITERIA, name) and name not in CRITERIA:
+            raise ParameterError(
+                f"criterion {extensions.told(extensions.CRITERIA, name)} registers nothing of this "
+                "name; decorate a function of this name with @criterion"
+            )
+        if name not in CRITERIA:
+            known = ", ".join(list_criteria())
+            raise ParameterError(f"criterion {name!r} is unknown; known: {known}")
     return CRITERIA[name]
 
 

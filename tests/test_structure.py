@@ -18,9 +18,10 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors", "medians"},
-    {"files", "criteria", "quiet", "checks", "parallel"},
+    {"files", "extensions", "quiet", "checks", "parallel"},
     {
         "audio",
+        "criteria",
         "log_mel",
         "torch_files",
         "labels",
