@@ -205,6 +205,11 @@ class FrontEndLayer(keras.layers.Layer):
     #: Of the maps: 1 where rows are frames, 2 where columns are.
     time_axis = 2
 
+    #: Networks that hear clips in segments: frames of each, and samples that a clip is filled up
+    #: to. See `segments`.
+    segment_frames: int | None = None
+    least_samples = 0
+
     def unnormalised(self) -> FrontEndLayer:
         """The layer without what it has from training data; itself if that is nothing."""
         return self
@@ -335,3 +340,14 @@ class ClipLogMel(FrontEndLayer):
 
     def get_config(self):
         return {**super().get_config(), **vars(self.front_end)}
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class FunctionalMean(keras.layers.AveragePooling2D):
+    """An average pooling that is a plain mean in its authors' code, which THOP does not count.
+
+    Examples
+    --------
+    >>> tuple(FunctionalMean((1, 8))(tf.zeros((1, 4, 8, 3))).shape)
+    (1, 4, 1, 3)
+    """
