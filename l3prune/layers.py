@@ -351,3 +351,25 @@ class FunctionalMean(keras.layers.AveragePooling2D):
     >>> tuple(FunctionalMean((1, 8))(tf.zeros((1, 4, 8, 3))).shape)
     (1, 4, 1, 3)
     """
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class ClipMean(keras.layers.Layer):
+    """The mean of each clip's segments.
+
+    Inputs are what was said of the segments, (segments, values), and the place of each one's clip,
+    (segments,) rising from 0; the output is (clips, values) float32.
+
+    Examples
+    --------
+    >>> ClipMean()([tf.constant([[1.0], [3.0], [5.0]]), tf.constant([0.0, 0.0, 1.0])]).numpy()
+    array([[2.],
+           [5.]], dtype=float32)
+    """
+
+    def call(self, inputs):
+        values, places = inputs
+        return tf.math.segment_mean(tf.cast(values, tf.float32), tf.cast(places, tf.int32))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]

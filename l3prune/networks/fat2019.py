@@ -1,8 +1,8 @@
-"""The network of network slimming on FAT2019: a VGG on segments of two seconds; see docs/fat2019.md.
+"""The network of network slimming on FAT2019, a VGG on segments of two seconds.
 
 Eight 3x3 convolutions in four blocks, each Conv -> BatchNorm -> ReLU, pooled by 2 after each block.
 Maps are (frames, bands): the first axis is time. A clip's logits are the mean of its segments'; see
-`l3prune.segments`.
+`l3prune.segments` and docs/fat2019.md.
 """
 
 from __future__ import annotations
