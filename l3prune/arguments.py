@@ -255,6 +255,11 @@ def _labels(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="report on the network in 16 bits too, and write it: as weights, and as LiteRT file",
     )
+    group.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="with --filterwise and --retrain: all layers begin with fresh weights after the cut",
+    )
     label_options(group)
 
 
@@ -308,9 +313,24 @@ def training_options(
         help="learning rate: plateau, cosine, constant (%(default)s)",
     )
     add(
+        "--final-learning-rate",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="that the cosine comes to in the end (%(default)s)",
+    )
+    add(
+        "--cosine-interval",
+        type=int,
+        default=0,
+        metavar="BATCHES",
+        help="from one rate of the cosine to the next; 0 is an epoch (%(default)s)",
+    )
+    add(
         "--best-by",
         default=best_by,
-        help="validation figure that chooses the best epoch: loss, or accuracy (%(default)s)",
+        help="validation figure that chooses the best epoch: loss; accuracy; or lwlrap, of several "
+        "classes a clip (%(default)s)",
     )
     add(
         "--best-from",
@@ -331,11 +351,13 @@ def training_options(
 
 
 #: What `label_options` adds, by the names in parsed arguments.
-LABEL_OPTIONS = ("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment")
+LABEL_OPTIONS = (
+    *("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment", "gamma_l1"),
+)
 
 
 def label_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of how a labelled corpus is split, and its clips made of one length.
+    """Add the options of how a labelled corpus is split, and how it is trained on.
 
     Examples
     --------
@@ -365,6 +387,14 @@ def label_options(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="CHANGE",
         help="of training batches: spec_augment, and mixup, which makes half as many of them",
+    )
+    add(
+        "--gamma-l1",
+        type=float,
+        default=0.0,
+        metavar="STRENGTH",
+        help="of network slimming's penalty on the scales of BatchNorm behind convolutions, by "
+        "which --criterion bn_gamma then tells filters apart (%(default)s)",
     )
 
 

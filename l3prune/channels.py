@@ -16,7 +16,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.errors import ParameterError
-from l3prune.layers import FrontEndLayer
+from l3prune.layers import ClipMean, FrontEndLayer
 
 _LAYERS = keras.layers
 
@@ -241,6 +241,8 @@ class _Tracer:
             return [self._elementwise(arguments)]
         if isinstance(layer, _LAYERS.Concatenate):
             return [self._concatenate(node, arguments)]
+        if isinstance(layer, ClipMean):
+            return arguments[:1]
         (ids,) = arguments
         if isinstance(layer, _LAYERS.DepthwiseConv2D):
             out = np.repeat(ids, layer.depth_multiplier)

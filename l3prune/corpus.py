@@ -192,7 +192,7 @@ class Corpus:
         figures = {
             f"{part}_{name}": found[name]
             for part, found in details.items()
-            for name in ("accuracy", "log_loss", "map", "mauc", "d_prime")
+            for name in ("accuracy", "log_loss", "map", "mauc", "d_prime", "lwlrap")
             if name in found
         }
         return figures, details

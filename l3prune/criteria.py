@@ -49,6 +49,9 @@ CRITERIA: dict[str, Criterion] = {}
 #: Of `random`; see `drawn`.
 _DRAW: contextvars.ContextVar[int] = contextvars.ContextVar("draw", default=0)
 
+#: Criteria whose scores mean the same in every layer, so that one threshold goes for all.
+COMPARABLE = ("bn_gamma",)
+
 #: Input channels whose slices are decomposed at once.
 _CHANNELS_AT_ONCE = 64
 
@@ -241,7 +244,8 @@ def geometric_mean(weights: ConvWeights) -> np.ndarray:
 def bn_gamma(weights: ConvWeights) -> np.ndarray:
     """Magnitude of the BatchNorm's scale of each filter (Liu et al., ICCV 2017).
 
-    Tells filters apart only in a network trained with a penalty on these scales.
+    Network slimming: tells filters apart only in a network trained with a penalty on these scales,
+    see `l3prune.slimming`.
 
     Returns
     -------

@@ -263,6 +263,10 @@ def _parts(layers: list[LayerWeights], path) -> dict[str, list[LayerWeights]]:
             parts.setdefault("fusion", []).append(layer)
             width = None
             continue
+        if layer.kind == "slope":
+            raise L3PruneError(
+                f"{path}: layer {layer.name} has the slope of a PReLU; no L3 network has one"
+            )
         channels, out = layer.channels
         if channels != width:
             half = _HALVES.get(channels)
@@ -314,4 +318,4 @@ def _constants_shape(front_end: FrontEnd) -> tuple[int, ...]:
 
 def _widths(layers: list[LayerWeights]) -> tuple[int, ...]:
     """Filters of convolutions and units of dense layers."""
-    return tuple(layer.channels[1] for layer in layers if layer.kind != "batch normalisation")
+    return tuple(layer.channels[1] for layer in layers if "kernel" in layer.arrays)

@@ -230,6 +230,22 @@ class LabelledMaps:
         return {"mean": mean.tolist(), "std": std.tolist()}
 
 
+def multi_hot(dataset: Dataset) -> np.ndarray:
+    """The classes of each clip of a corpus, (clips, classes) float32.
+
+    Examples
+    --------
+    >>> from l3prune.datasets import Clip
+    >>> clip = Clip(Path("a.wav"), 1, 0, further=(2,))
+    >>> multi_hot(Dataset("toy", (clip,), ("dog", "rain", "wind")))
+    array([[1., 0., 1.]], dtype=float32)
+    """
+    targets = np.zeros((len(dataset.clips), len(dataset.labels)), np.float32)
+    for row, clip in zip(targets, dataset.clips, strict=True):
+        row[[clip.target, *clip.further]] = 1
+    return targets
+
+
 def label_maps(
     dataset: Dataset,
     audio: ClipAudio,
@@ -279,9 +295,7 @@ def label_maps(
     maps = cached_targets(
         audio, rows, key, size, cache_dir, batch_size=4, quiet=quiet, what="spectrograms"
     )
-    targets = np.zeros((len(dataset.clips), len(dataset.labels)), np.float32)
-    for row, clip in zip(targets, dataset.clips, strict=True):
-        row[[clip.target, *clip.further]] = 1
+    targets = multi_hot(dataset)
     groups = {}
     if all(clip.device is not None for clip in dataset.clips):
         groups["device"] = tuple(str(clip.device) for clip in dataset.clips)

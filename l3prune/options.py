@@ -42,16 +42,17 @@ MASK_SETTINGS = (
 )
 
 #: How a network is retrained on labels.
-LABELS = ("labels", "iterative", "float16", *LABEL_OPTIONS)
+LABELS = ("labels", "iterative", "float16", "from_scratch", *LABEL_OPTIONS)
 
 _RATIOS = ("filter_ratio", "global_filter_ratio", "layer_ratio")
 _FILTERS = ("num_filters", *_RATIOS)
 _SHARING = ("allocation", "sensitivity")
 _PLATEAU = ("plateau_patience", "plateau_factor")
+_COSINE = ("final_learning_rate", "cosine_interval")
 _RETRAINING = (
     *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
     *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
-    *("schedule", "best_by", "best_from", *_PLATEAU),
+    *("schedule", "best_by", "best_from", *_PLATEAU, *_COSINE),
     *("batch_norm", "distribute", "precision", "xla"),
 )
 
@@ -278,6 +279,14 @@ def _check_labels(args: argparse.Namespace) -> None:
     for name in (*STUDENTS, "reduction", "finetune", "test_model", "sensitivity"):
         if getattr(args, name) not in (None, False):
             raise ParameterError(f"{_flag(name)} does not go with --labels")
+    if args.from_scratch:
+        if not (args.filterwise and args.retrain):
+            raise ParameterError("--from-scratch is for --filterwise with --retrain")
+        for name in ("fresh", "iterative"):
+            if getattr(args, name):
+                raise ParameterError(
+                    f"--from-scratch gives all layers fresh weights in one go; drop {_flag(name)}"
+                )
     if args.criterion in FROM_DATA:
         raise ParameterError(
             f"--criterion {args.criterion} scores what filters do to an embedding; with --labels "
@@ -339,6 +348,7 @@ def _check_effect(args: argparse.Namespace, unused: Collection[str]) -> None:
         (("random_state",), args.retrain or fresh, None),
         (_RETRAINING, args.retrain, None),
         (_PLATEAU, args.schedule == "plateau", "--schedule plateau"),
+        (_COSINE, args.schedule == "cosine", "--schedule cosine"),
     ):
         for name in names:
             given = getattr(args, name) != parser.get_default(name)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from l3prune.datasets import Dataset
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, is_file
-from l3prune.labelled import ClipAudio, LabelledSource
+from l3prune.labelled import ClipAudio, LabelledSource, multi_hot
 from l3prune.layers import FrontEndLayer
 from l3prune.layouts import open_file, read_array
 
@@ -65,9 +65,7 @@ def pack_clips(
     array([[[0.5, 0.5, 0.5, 0.5, 0. , 0. ]]], dtype=float32)
     """
     audio = ClipAudio([clip.path for clip in dataset.clips], sample_rate, samples, fill)
-    targets = np.zeros((len(dataset.clips), len(dataset.labels)), bool)
-    for row, clip in zip(targets, dataset.clips, strict=True):
-        row[[clip.target, *clip.further]] = True
+    targets = multi_hot(dataset).astype(bool)
     with atomic_write(path) as temporary, h5py.File(temporary, "w") as file:
         waveforms = file.create_dataset(
             "waveform", (len(audio), samples), np.int16, chunks=(1, samples), compression="lzf"

@@ -16,7 +16,7 @@ from l3prune import budget as budgets
 from l3prune import complexity, graph, surgery
 from l3prune.activations import DATA_CRITERIA, Batches
 from l3prune.allocation import ALLOCATIONS, check_choice, share_out
-from l3prune.criteria import ConvWeights
+from l3prune.criteria import COMPARABLE, ConvWeights
 from l3prune.curves import RECORD, TABLE, curves, read_rows
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json
@@ -42,7 +42,9 @@ class Wish:
         output, and layers that share only some of their filters with another (a concatenation that
         is added to something). Around grouped convolutions each group loses as many as the others.
     overall : float or None
-        The same for all layers together, by one threshold.
+        The same for all layers together, by one threshold. Filterwise by a criterion of
+        `criteria.COMPARABLE`, as bn_gamma, by network slimming's rule, `plan_filterwise`'s
+        `threshold_ratio`; layers without a BatchNorm of their own stay whole then.
     counts : sequence of int or None
         Filterwise: how many filters of each layer stay. A chain is ranked as EdgeL3 does it, each
         layer without the channels that it has lost.
@@ -349,13 +351,21 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
         or None in _alike(group)
         for name in group.filters
     }
-    scored = _scored(network, wish, weights, batches)
-    scores = {name: values for name, values in scored.items() if name not in fixed}
+    comparable = wish.criterion_name in COMPARABLE
+    threshold = comparable and wish.overall is not None
+    if threshold:
+        bare = {name for name, each in weights.items() if each.gamma is None}
+        fixed |= {name for group in groups if bare & group.filters.keys() for name in group.filters}
+    candidates = {name: each for name, each in weights.items() if name not in fixed}
+    scores: dict[str, np.ndarray] = {}
+    if candidates:
+        scored = _scored(network, wish, candidates if comparable else weights, batches)
+        scores = {name: values for name, values in scored.items() if name in candidates}
     if not scores:
         raise ParameterError(
             "no layer can lose filters here: whole stay those of the output or that a softmax "
-            "compares, those of which only some are shared with another layer, and those shared "
-            "with a layer that is no 2-D convolution"
+            "compares, those of which only some are shared with another layer, those shared "
+            "with a layer that is no 2-D convolution, and by bn_gamma those without BatchNorm"
         )
     together = [
         tuple(name for name in group.filters if name in scores)
@@ -371,6 +381,8 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
     if wish.counts is not None:
         return choose(counts=wish.counts)
     if wish.overall is not None:
+        if threshold:
+            return choose(threshold_ratio=wish.overall)
         return choose(global_ratio=wish.overall)
     if wish.budget is None:
         return choose(ratio=wish.amount)

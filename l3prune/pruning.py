@@ -37,6 +37,7 @@ PRUNED = "model_pruned.h5"
 
 def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
     """How to prune a network; None if nothing of it goes."""
+    from l3prune.channels import named_layers
     from l3prune.pruner import Wish, measured_curves
 
     if not chosen_of(args, CHOICES):
@@ -47,6 +48,9 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         named = {name: percent / 100 for name, percent in args.layer_ratio.items()}
     amount = None if each is None else [percent / 100 for percent in each]
     overall = args.global_filter_ratio if args.filterwise else args.global_sparsity
+    fresh = tuple(args.fresh or ())
+    if args.from_scratch:
+        fresh = tuple(name for name, layer in named_layers(network) if layer.weights)
     measured = None
     if args.sensitivity is not None:
         mode = "filterwise" if args.filterwise else "layerwise"
@@ -58,7 +62,7 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         overall=None if overall is None else overall / 100,
         counts=args.num_filters,
         layers=named,
-        fresh=tuple(args.fresh or ()),
+        fresh=fresh,
         pattern=args.pattern,
         block=args.blocks,
         budget=args.budget,

@@ -77,6 +77,10 @@ class Recipe:
         Of the learning rate: multiplied by `plateau_factor` after `plateau_patience` epochs
         without a better validation loss; or half a cosine from the start to the last of `epochs`,
         which gets more out of a fixed small number of epochs; or left as it is.
+    final_learning_rate : float
+        Where the cosine would come to after the last epoch.
+    cosine_interval : int
+        Batches from one rate of the cosine to the next, begun anew in each epoch; 0 is an epoch.
     plateau_patience, plateau_factor : int, float
     checkpoint_interval : int
         Epochs between numbered checkpoints; 0 for none.
@@ -108,6 +112,8 @@ class Recipe:
     early_stopping_patience: int = 10
     min_delta: float = 1e-4
     schedule: str = "plateau"
+    final_learning_rate: float = 0.0
+    cosine_interval: int = 0
     plateau_patience: int = 5
     plateau_factor: float = 0.1
     checkpoint_interval: int = 10
@@ -121,6 +127,7 @@ class Recipe:
             ("best_from", self.best_from, 0),
             ("early_stopping_patience", self.early_stopping_patience, 0),
             ("plateau_patience", self.plateau_patience, 0),
+            ("cosine_interval", self.cosine_interval, 0),
             ("checkpoint_interval", self.checkpoint_interval, 0),
             ("seed", self.seed, 0),
         ):
@@ -136,13 +143,21 @@ class Recipe:
             raise ParameterError(
                 f"best_from={self.best_from} leaves none of {self.epochs} epochs to be the best"
             )
-        for name in ("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"):
+        for name in (
+            *("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"),
+            "final_learning_rate",
+        ):
             if isinstance(getattr(self, name), bool) or not isinstance(
                 getattr(self, name), int | float | np.number
             ):
                 raise ParameterError(f"{name}={getattr(self, name)!r} is not a number")
         if not 0 < self.learning_rate < math.inf:
             raise ParameterError(f"learning_rate={self.learning_rate} is not a positive number")
+        if not 0 <= self.final_learning_rate <= self.learning_rate:
+            raise ParameterError(
+                f"final_learning_rate={self.final_learning_rate} is not in 0 … "
+                f"{self.learning_rate}, the learning rate that it comes from"
+            )
         for name in ("min_delta", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ParameterError(f"{name}={getattr(self, name)} is not a number ≥ 0")

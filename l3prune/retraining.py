@@ -376,6 +376,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         early_stopping_patience=args.early_stopping_patience,
         min_delta=args.min_delta,
         schedule=args.schedule,
+        final_learning_rate=args.final_learning_rate,
+        cosine_interval=args.cosine_interval,
         plateau_patience=args.plateau_patience,
         plateau_factor=args.plateau_factor,
         checkpoint_interval=args.checkpoint_interval,

@@ -34,6 +34,7 @@ from l3prune.errors import ParameterError
 from l3prune.files import locked, make_folder
 from l3prune.gradual import MaskUpdate
 from l3prune.interruption import noted
+from l3prune.ranking import Lwlrap
 from l3prune.recipes import EMBEDDING, Objective, Recipe
 from l3prune.weights import load_network
 
@@ -182,7 +183,7 @@ def fit(
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
                 place = f"{len(progress.history)} {progress.step}"
                 devices.check_alike(f"the checkpoint in {output_dir}", place.encode())
-            rules = _rules(recipe, settled, best_by, sign)
+            rules = _rules(recipe, steps_per_epoch, settled, best_by, sign)
             replay = _Replay(rules, list(progress.history), recipe.learning_rate)
             if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):
                 callbacks = [
@@ -255,7 +256,7 @@ def _compile(
         network.compile(
             optimizer,
             loss=keras.losses.get(objective.loss),
-            metrics=list(objective.metrics),
+            metrics=[Lwlrap() if name == "lwlrap" else name for name in objective.metrics],
             jit_compile=devices.xla or None,
         )
         # Later, it would have that step traced twice.
@@ -331,7 +332,9 @@ def _train(
             every.on_train_end()  # closes TensorBoard's files
 
 
-def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.callbacks.Callback]:
+def _rules(
+    recipe: Recipe, steps_per_epoch: int, settled: int, best_by: str, sign: int
+) -> list[keras.callbacks.Callback]:
     """What ends a run early, and what changes its learning rate; from an epoch on."""
     stopper = keras.callbacks.EarlyStopping(
         best_by,
@@ -343,16 +346,38 @@ def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.
     if recipe.schedule == "constant":
         return [stopper]
     if recipe.schedule == "cosine":
-        schedule: keras.callbacks.Callback = keras.callbacks.LearningRateScheduler(
-            lambda epoch: (
-                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
-            )
-        )
-    else:
-        schedule = _LatePlateau(
-            settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
-        )
+        return [stopper, _Cosine(recipe, steps_per_epoch)]
+    schedule = _LatePlateau(
+        settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+    )
     return [stopper, schedule]
+
+
+class _Cosine(keras.callbacks.Callback):
+    """Half a cosine over a run, a function of epoch and step alone: a resumed run has it too."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int):
+        super().__init__()
+        self.recipe = recipe
+        self.interval = recipe.cosine_interval or steps_per_epoch
+        self.changes = -(-steps_per_epoch // self.interval)  # in an epoch
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self._set(0)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # A resumed run enters an epoch anywhere.
+        if self.changes > 1:
+            self._set(batch // self.interval)
+
+    def _set(self, change: int) -> None:
+        recipe = self.recipe
+        done = (self.epoch + change / self.changes) / recipe.epochs
+        last = recipe.final_learning_rate
+        rate = last + (recipe.learning_rate - last) * (0.5 + 0.5 * math.cos(math.pi * done))
+        keras.backend.set_value(self.model.optimizer.learning_rate, rate)
 
 
 class _Replay(keras.callbacks.Callback):

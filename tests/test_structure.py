@@ -18,12 +18,13 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors", "medians"},
-    {"files", "extensions", "quiet", "checks", "parallel"},
+    {"files", "extensions", "quiet", "checks", "parallel", "pickles"},
     {
         "audio",
         "criteria",
         "log_mel",
         "torch_files",
+        "array_files",
         "labels",
         "download",
         "curves",
@@ -40,13 +41,13 @@ LEVELS = [
     {"web"},
     {"windows", "filterwise", "patterns", "onnx_file"},
     {"allocation", "labelled"},
-    {"budget", "augmentation"},
+    {"budget", "augmentation", "segments"},
     # Networks, read and written.
     {"layers", "layouts"},
     {"networks", "channels", "packed_clips"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
-    {"batches", "devices", "dropout"},
+    {"batches", "devices", "dropout", "slimming", "ranking"},
     {"weights", "gradual", "scan", "timing", "batch_norm", "litert", "panns", "disguise"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
