@@ -121,13 +121,13 @@ def open_maps(
     """
     layer = front_end_layer(network)
     raw = layer.unnormalised()
-    samples = int(network.input_shape[-1])
+    channels, samples = (int(size) for size in network.input_shape[1:])
     paths = [clip.path for clip in dataset.clips]
-    audio = ClipAudio(paths, layer.sample_rate, samples, fill)
+    audio = ClipAudio(paths, layer.sample_rate, samples, fill, channels)
     told = json.dumps([type(raw).__name__, raw.get_config()], sort_keys=True)
     compute = tf.function(
         lambda waveforms: raw(waveforms),
-        input_signature=[tf.TensorSpec((None, 1, samples), tf.float32)],
+        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
     )
     maps = label_maps(
         dataset,

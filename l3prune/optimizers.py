@@ -9,7 +9,6 @@ docs/hspg.md.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,10 +17,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from l3prune.checks import check_whole
+from l3prune.descent import DIRECTIONS, check_amount
 from l3prune.errors import ParameterError
-
-#: What is taken for the gradient.
-DIRECTIONS = ("sgd", "adam")
 
 #: Adam's.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
@@ -70,7 +67,7 @@ class ProxSG(keras.optimizers.Optimizer):
         name: str = "ProxSG",
         **kwargs: Any,
     ) -> None:
-        check_amount("regularization (lambda)", regularization, 0)
+        check_amount("lambda", regularization, 0)
         if direction not in DIRECTIONS:
             raise ParameterError(f"direction={direction!r}; allowed: {', '.join(DIRECTIONS)}")
         # Keras's own would compile variable by variable, and decay by zero.
@@ -370,22 +367,6 @@ class OBProxSG(_Staged):
         del config["groups"]
         own = {"prox_epochs": self.prox_epochs, "orthant_epochs": self.orthant_epochs}
         return {**config, **own}
-
-
-def check_amount(name: str, value: Any, least: float, below: float = math.inf) -> None:
-    """Refuse what is no finite number from `least` to below `below`.
-
-    Examples
-    --------
-    >>> check_amount("epsilon", 1.0, 0, 1)
-    Traceback (most recent call last):
-        ...
-    l3prune.errors.ParameterError: epsilon=1.0 is not in [0, 1)
-    """
-    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-    if not number or not least <= value < below:
-        allowed = f"in [{least:g}, {below:g})" if below < math.inf else f"a number from {least:g} on"
-        raise ParameterError(f"{name}={value!r} is not {allowed}")
 
 
 class _Weights:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import platform
 import sys
@@ -36,6 +35,7 @@ from l3prune.gradual import MaskUpdate
 from l3prune.interruption import noted
 from l3prune.recipes import EMBEDDING, Objective, Recipe
 from l3prune.weights import load_network
+from l3prune.zero_filters import make_optimizer
 
 #: Enough for the means and variances that BatchNorm needs; more would only cost time.
 _CALIBRATION_BATCHES = 64
@@ -169,13 +169,14 @@ def fit(
                 set_trainable(norms, False)
             if pruner is not None:
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
-            _compile(network, recipe.learning_rate, objective, devices)
+            _compile(network, recipe, steps_per_epoch, objective, devices)
             steps = network.optimizer.iterations
             held.enter_context(dropout.by_step(network, recipe.seed, steps))
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
             # Checkpoints from before there was a choice do not tell it.
             data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}
             data |= {"best_from": recipe.best_from} if recipe.best_from else {}
+            data |= {} if recipe.descent.name == "adam" else {"optimizer": str(recipe.descent)}
             devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:
@@ -245,11 +246,15 @@ def _masks_changed(
 
 
 def _compile(
-    network: keras.Model, learning_rate: float, objective: Objective, devices: Devices
+    network: keras.Model,
+    recipe: Recipe,
+    steps_per_epoch: int,
+    objective: Objective,
+    devices: Devices,
 ) -> None:
     """Compile a network, and build now what Keras builds within the first step."""
     with devices.scope():
-        optimizer = keras.optimizers.Adam(learning_rate)
+        optimizer = make_optimizer(recipe, network, steps_per_epoch)
         if devices.precision == "mixed_float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         network.compile(
@@ -342,12 +347,8 @@ def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.
     )
     if recipe.schedule == "constant":
         return [stopper]
-    if recipe.schedule == "cosine":
-        schedule: keras.callbacks.Callback = keras.callbacks.LearningRateScheduler(
-            lambda epoch: (
-                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
-            )
-        )
+    if recipe.schedule in ("cosine", "linear"):
+        schedule: keras.callbacks.Callback = keras.callbacks.LearningRateScheduler(recipe.rate)
     else:
         schedule = _LatePlateau(
             settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
