@@ -147,12 +147,12 @@ def open_maps(
             f"{dataset.name} is here as spectrograms of another network than {network.name}; give "
             "its audio"
         )
-    samples = int(network.input_shape[-1])
+    channels, samples = (int(size) for size in network.input_shape[1:])
     paths = [clip.path for clip in dataset.clips]
-    audio = ClipAudio(paths, layer.sample_rate, samples, fill)
+    audio = ClipAudio(paths, layer.sample_rate, samples, fill, channels)
     compute = tf.function(
         lambda waveforms: raw(waveforms),
-        input_signature=[tf.TensorSpec((None, 1, samples), tf.float32)],
+        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
     )
     maps = label_maps(
         dataset,

@@ -63,6 +63,7 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         counts=args.num_filters,
         layers=named,
         fresh=fresh,
+        zero=args.zero_filters,
         pattern=args.pattern,
         block=args.blocks,
         budget=args.budget,

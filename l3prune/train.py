@@ -82,11 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from l3prune import devices, models
     from l3prune.checkpoints import LATEST
-    from l3prune.classification import network_for, objective_of, train_on_labels
+    from l3prune.classification import network_for, objective_of, train_on_labels, trained_part
     from l3prune.corpus import Corpus
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.retraining import recipe_of
     from l3prune.training import environment
+    from l3prune.zero_filters import group_sparsity, make_optimizer
 
     here = devices.begin(args.distribute, args.precision, args.xla, quiet=args.quiet)
     here.check_batch(args.train_batch_size)
@@ -101,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = models.load(args.weights, args.network, **given)
         data.check_weights(args.weights)
     data.check(network)
+    if recipe.descent.sparse:
+        # What cannot be made zero shows before audio is decoded.
+        make_optimizer(recipe, trained_part(network), 1)
     objective_of(network, data.dataset.multi_label).figure(recipe.best_by)
     resumed = False
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
@@ -148,6 +152,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     plot_history(history, run_dir / "history.png")
     figures, details = data.figures(network, quiet=args.quiet)
+    if recipe.descent.sparse:
+        figures["group_sparsity"] = group_sparsity(network)
     report = Report().with_row("trained", **figures, **measure(network))
     data.write_report(run_dir, report, {"trained": details})
     print(report)

@@ -34,7 +34,8 @@ LEVELS = [
         "export_formats",
         "model_card",
     },
-    {"configs", "recipes", "metrics"},
+    {"configs", "descent", "metrics"},
+    {"recipes"},
     {"arguments"},
     {"options"},
     {"plan", "datasets", "published", "sparse", "streaming"},
@@ -43,11 +44,12 @@ LEVELS = [
     {"allocation", "labelled"},
     {"budget", "augmentation", "segments"},
     # Networks, read and written.
-    {"layers", "layouts"},
+    {"layers", "layouts", "optimizers"},
     {"networks", "channels", "packed_clips"},
     {"graph"},
     {"surgery", "detection", "complexity", "activations"},
     {"batches", "devices", "dropout", "slimming", "ranking"},
+    {"zero_filters"},
     {"weights", "gradual", "scan", "timing", "batch_norm", "litert", "panns", "disguise"},
     {"checkpoints"},
     {"training", "avc", "models", "pruner", "rigl", "sizes"},
@@ -76,7 +78,7 @@ LEVELS = [
     },
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-WITHOUT_TENSORFLOW = set().union(*LEVELS[:11])
+WITHOUT_TENSORFLOW = set().union(*LEVELS[:12])
 COMMANDS = LEVELS[-1]
 
 #: Top-level names that start TensorFlow.

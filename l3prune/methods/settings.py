@@ -11,6 +11,7 @@ from typing import Any
 from l3prune.arguments import FROM_DATA, training_options
 from l3prune.configs import json_object, read_options, typed_options
 from l3prune.criteria import get_criterion
+from l3prune.descent import check_amount
 from l3prune.errors import ParameterError
 
 #: Ways that take a criterion, with what they do.
@@ -123,6 +124,8 @@ def new_parser() -> argparse.ArgumentParser:
     add("--ratios", nargs="+", type=float, metavar="PERCENT", help="filters that go of each layer")
     add("--sparsities", nargs="+", type=float, metavar="PERCENT", help="weights that go of each")
     add("--strengths", nargs="+", type=float, metavar="LAMBDA", help="penalties of some methods")
+    add("--gamma-l1", type=float, default=1e-4, help="slimming: of its penalty (%(default)s)")
+    add("--hspg-epsilon", type=float, default=0.5, help="hspg: in [0, 1) (%(default)s)")
     add("--seeds", nargs="+", type=int, default=[0], help="of retraining and chance (%(default)s)")
     add("--criterion-inputs", type=int, default=64, help="for criteria from data (%(default)s)")
     add("--rounds", type=int, default=10, help="of the timing (%(default)s)")
@@ -210,6 +213,9 @@ def _check(args: argparse.Namespace) -> None:
     ):
         if getattr(args, name) < least:
             raise ParameterError(f"{_flag(name)} {getattr(args, name)} is not at least {least}")
+    if not 0 < args.gamma_l1 < float("inf"):
+        raise ParameterError(f"--gamma-l1 {args.gamma_l1:g} is not a positive number")
+    check_amount("--hspg-epsilon", args.hspg_epsilon, 0, 1)
     for seed in args.seeds:
         if not 0 <= seed < 2**32:
             raise ParameterError(f"--seeds {seed} is not in 0 … 2^32 - 1")

@@ -21,7 +21,7 @@ from l3prune import models
 from l3prune.activations import Batches
 from l3prune.audio import frame_audio, load_audio, to_mono
 from l3prune.batches import Numbered
-from l3prune.checkpoints import LATEST
+from l3prune.checkpoints import LATEST, take_weights
 from l3prune.classification import (
     front_end_layer,
     network_for,
@@ -39,6 +39,7 @@ from l3prune.methods.probe import clip_features, probe
 from l3prune.networks import inference, list_networks
 from l3prune.recipes import EMBEDDING, Recipe
 from l3prune.retraining import recipe_of
+from l3prune.slimming import with_penalty
 from l3prune.training import fit
 from l3prune.weights import fingerprint as network_fingerprint
 from l3prune.weights import load_network, save_network
@@ -96,13 +97,34 @@ class Task(abc.ABC):
         """What a criterion's loss compares outputs with."""
 
     @abc.abstractmethod
-    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, resume: bool) -> None:
-        """Train a network in place."""
+    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, gamma_l1: float) -> None:
+        """Train a network in place; go on where it was stopped."""
 
-    def train(self, network: keras.Model, folder: Path, epochs: int, seed: int) -> None:
-        """Retrain a network in place for a part of the budget; goes on where it was stopped."""
-        recipe = replace(recipe_of(self.args), epochs=epochs, seed=seed, checkpoint_interval=0)
-        self._fit(network, folder, recipe, (folder / LATEST).is_file())
+    def train(
+        self,
+        network: keras.Model,
+        folder: Path,
+        epochs: int,
+        seed: int,
+        *,
+        gamma_l1: float = 0.0,
+        **changed: Any,
+    ) -> None:
+        """Retrain a network in place for a part of the budget; goes on where it was stopped.
+
+        Parameters
+        ----------
+        network : keras.Model
+        folder : pathlib.Path
+        epochs, seed : int
+        gamma_l1 : float
+            See `slimming.with_penalty`.
+        **changed
+            Of the recipe, where a method's own training differs.
+        """
+        recipe = recipe_of(self.args)
+        changed = {"epochs": epochs, "seed": seed, "checkpoint_interval": 0, **changed}
+        self._fit(network, folder, replace(recipe, **changed), gamma_l1)
 
     def scoring_batches(self) -> Batches:
         """Training inputs, evenly spread, for criteria that score filters on data."""
@@ -198,7 +220,7 @@ class EmbeddingTask(Task):
             self.train_data.targets[self.train_data.rows].mean(axis=0), (len(targets), 1)
         )
 
-    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, resume: bool) -> None:
+    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, gamma_l1: float) -> None:
         size = self.args.train_batch_size
         batches = functools.partial(batch_indices, self.train_data, size, recipe.seed)
         chosen = evenly(
@@ -206,8 +228,9 @@ class EmbeddingTask(Task):
             self.args.validation_batch_size,
             self.args.validation_epoch_size,
         )
+        trained = with_penalty(network, gamma_l1) if gamma_l1 else network
         fit(
-            network,
+            trained,
             Numbered(batches, self.train_data.read),
             Numbered(lambda first: iter(chosen[first:]), self.validation_data.read),
             self.args.train_epoch_size or -(-len(self.train_data) // size),
@@ -215,9 +238,11 @@ class EmbeddingTask(Task):
             recipe,
             objective=EMBEDDING,
             data={"batch_size": size, "training_data": self.train_data.fingerprint},
-            resume=resume,
+            resume=(folder / LATEST).is_file(),
             quiet=True,
         )
+        if trained is not network:
+            take_weights(network, trained)
 
 
 class LabelTask(Task):
@@ -274,7 +299,7 @@ class LabelTask(Task):
     def _targets(self, targets: np.ndarray) -> np.ndarray:
         return targets
 
-    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, resume: bool) -> None:
+    def _fit(self, network: keras.Model, folder: Path, recipe: Recipe, gamma_l1: float) -> None:
         train_on_labels(
             network,
             self.train_data,
@@ -285,7 +310,8 @@ class LabelTask(Task):
             validation_batch_size=self.args.validation_batch_size,
             train_epoch_size=self.args.train_epoch_size,
             validation_epoch_size=self.args.validation_epoch_size,
-            resume=resume,
+            gamma_l1=gamma_l1,
+            resume=(folder / LATEST).is_file(),
             quiet=True,
         )
 

@@ -11,11 +11,13 @@ import tf_keras as keras
 from l3prune import surgery
 from l3prune.activations import DATA_CRITERIA
 from l3prune.criteria import drawn
+from l3prune.descent import Descent
 from l3prune.errors import ParameterError
 from l3prune.methods.settings import UNPRUNED, WAYS, Cell
 from l3prune.methods.tasks import Task
 from l3prune.plan import PruningPlan
 from l3prune.pruner import Wish, prune
+from l3prune.zero_filters import group_sparsity
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,67 @@ def by_criterion(task: Task, cell: Cell, epochs: int, folder: Path) -> Made:
     return Made(pruned)
 
 
+def slimming(task: Task, cell: Cell, epochs: int, folder: Path) -> Made:
+    """Network slimming: half of the epochs with the penalty on BatchNorm's scales, then one
+    threshold for all. A `Maker`, of a table whose amounts are ratios.
+
+    Examples
+    --------
+    >>> TRAININGS["slimming"].make is slimming
+    True
+    """
+    network = surgery.remove_filters(task.teacher, PruningPlan({}))  # a copy
+    first = epochs // 2
+    if not first:
+        raise ParameterError("slimming trains in half of the epochs: give --num-epochs 2 or more")
+    task.train(
+        network,
+        folder,
+        first,
+        cell.seed,
+        gamma_l1=task.args.gamma_l1,
+        batch_norm="train",
+        best_from=first - 1,
+    )
+    wish = Wish(filterwise=True, overall=cell.amount / 100, criterion="bn_gamma")
+    return Made(prune(network, wish)[0], first)
+
+
+def hspg(task: Task, cell: Cell, epochs: int, folder: Path) -> Made:
+    """HSPG: all epochs with the optimizer, half of them ProxSG's; then what is zero goes.
+
+    A `Maker`, of a table whose amounts are lambdas. Where nothing is zero, the network stays whole.
+
+    Examples
+    --------
+    >>> TRAININGS["hspg"].amounts
+    'strengths'
+    """
+    network = surgery.remove_filters(task.teacher, PruningPlan({}))  # a copy
+    descent = Descent(
+        "hspg",
+        cell.amount,
+        epsilon=task.args.hspg_epsilon,
+        direction="adam",
+        prox_epochs=epochs // 2,
+    )
+    task.train(
+        network,
+        folder,
+        epochs,
+        cell.seed,
+        descent=descent,
+        batch_norm="train",
+        best_from=epochs - 1,
+    )
+    if group_sparsity(network):
+        network, _ = prune(network, Wish(filterwise=True, zero=True))
+    return Made(network, epochs)
+
+
+TRAININGS |= {"slimming": Training(slimming), "hspg": Training(hspg, "strengths")}
+
+
 def maker(way: str) -> Maker:
     """What makes the networks of a way.
 
@@ -139,8 +202,8 @@ def check_cells(network: keras.Model, cells: list[Cell]) -> None:
             if cell.way == "layerwise":
                 prune(network, Wish(amount=ratio, criterion=cell.criterion))
                 continue
-            if cell.way in TRAININGS and TRAININGS[cell.way].amounts == "strengths":
-                continue
+            if cell.way in TRAININGS:
+                continue  # how much goes of each layer, training tells
             known = cell.criterion and cell.criterion not in DATA_CRITERIA
             wish = Wish(filterwise=True, amount=ratio, criterion=cell.criterion if known else "l1")
             _, plan = prune(network, wish)
