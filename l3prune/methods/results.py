@@ -173,7 +173,7 @@ def markdown(table: Sequence[Row], told: Mapping[str, Any]) -> str:
         cells = [
             label(row),
             f"{row['amount']:g}" if row["way"] != UNPRUNED else "–",
-            _plus_minus(row["pruned"], "accuracy", "std"),
+            _plus_minus(row.get("pruned"), "accuracy", "std"),
             _plus_minus(after, "accuracy", "std"),
             _plus_minus(after, "difference", "error", signed=True),
             _plus_minus(after, "over_chance", "error_over_chance", signed=True),

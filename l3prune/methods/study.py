@@ -23,6 +23,7 @@ from l3prune.methods.results import write_results
 from l3prune.methods.settings import UNPRUNED, Cell, cells, identity, parse
 from l3prune.methods.tasks import LabelTask, Task, network_of, task_of
 from l3prune.methods.ways import TRAININGS, check_cells, maker
+from l3prune.retraining import recipe_of
 from l3prune.timing import latency
 from l3prune.training import environment
 from l3prune.weights import fingerprint
@@ -42,7 +43,8 @@ def run(argv: Sequence[str]) -> int:
     l3prune.errors.L3PruneError: cannot read /nowhere.json: No such file or directory
     """
     args = parse(argv)
-    args.amounts = {way: getattr(args, _amounts(way)) for way in args.trained}
+    recipe_of(args)  # refuses numbers outside their ranges
+    args.amounts = {way: _amounts(args, way) for way in args.trained}
     dataset = load_dataset(args.dataset, args.data_dir)
     network = network_of(args, dataset)
     folds = args.folds or list(dataset.folds)
@@ -50,6 +52,7 @@ def run(argv: Sequence[str]) -> int:
         if fold not in dataset.folds:
             known = ", ".join(map(str, dataset.folds))
             raise ParameterError(f"--folds {fold}: {dataset.name} here has folds {known}")
+    task_of(args).check(args, network, dataset)
     table = cells(args, folds, control=task_of(args).control)
     check_cells(surgery.behind_front_end(network), table)
     settings = _settings(args, network, dataset)
@@ -68,9 +71,12 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _amounts(way: str) -> str:
+def _amounts(args: argparse.Namespace, way: str) -> list[float]:
     maker(way)  # refuses unknown ones
-    return TRAININGS[way].amounts
+    name = TRAININGS[way].amounts
+    if not getattr(args, name):
+        raise ParameterError(f"--trained {way} needs --{name}")
+    return getattr(args, name)
 
 
 def _settings(args: argparse.Namespace, network: keras.Model, dataset: Dataset) -> dict[str, Any]:

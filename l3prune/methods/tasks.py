@@ -85,6 +85,11 @@ class Task(abc.ABC):
         self.folds = folds
         self.work = work
 
+    @classmethod
+    @abc.abstractmethod
+    def check(cls, args: argparse.Namespace, network: keras.Model, dataset: Dataset) -> None:
+        """Refuse what cannot be compared, before anything is computed or written."""
+
     @abc.abstractmethod
     def figures(self, network: keras.Model, keep: bool = False) -> dict[str, dict[str, float]]:
         """How good a network is on each test fold: fold -> its figures, accuracy among them.
@@ -153,20 +158,9 @@ class EmbeddingTask(Task):
 
     def __init__(self, args: argparse.Namespace, folds: tuple[int, ...], work: Path) -> None:
         super().__init__(args, folds, work)
-        EMBEDDING.figure(args.best_by)
         whole = models.load_audio(args.network, input="waveform")
         self.teacher = trained_part(whole)
         self.dataset = load_dataset(args.dataset, args.data_dir)
-        if self.dataset.multi_label:
-            raise ParameterError(
-                f"{self.dataset.name} has several classes a clip, which the linear classifier of "
-                "embeddings does not know; take a corpus of one class a clip"
-            )
-        if len(self.teacher.output_shape) != 2:
-            raise ParameterError(
-                f"network {whole.name} gives outputs of shape {whole.output_shape[1:]}, which are "
-                "no embedding of a window"
-            )
         self._split = _distillation_folds(self.dataset.folds, folds)
         maps, self._clips, mark = _window_maps(whole, self.dataset, args, work)
         self._targets_of = np.array([clip.target for clip in self.dataset.clips])
@@ -177,6 +171,21 @@ class EmbeddingTask(Task):
         self.validation_data, self.train_data = (
             self._data.subset(self._windows(folds)) for folds in self._split
         )
+
+    @classmethod
+    def check(cls, args: argparse.Namespace, network: keras.Model, dataset: Dataset) -> None:
+        EMBEDDING.figure(args.best_by)
+        rate = front_end_layer(network).sample_rate
+        if network.input_shape[1:] != (1, rate) or len(network.output_shape) != 2:
+            raise ParameterError(
+                f"network {network.name} makes {network.output_shape[1:]} values of inputs of "
+                f"shape {network.input_shape[1:]}; embeddings are compared of windows of one "
+                f"second, (1, {rate})"
+            )
+        _check_classes(dataset)
+        for start in range(0, len(dataset.folds), args.held_out):
+            group = dataset.folds[start : start + args.held_out]
+            _distillation_folds(dataset.folds, group)
 
     def _windows(self, folds: Sequence[int]) -> Any:
         return np.flatnonzero(np.isin(self._fold_of[self._clips], folds))
@@ -258,17 +267,8 @@ class LabelTask(Task):
 
     def __init__(self, args: argparse.Namespace, folds: tuple[int, ...], work: Path) -> None:
         super().__init__(args, folds, work)
-        if len(folds) > 1:
-            raise ParameterError("--held-out is for embeddings: labels of one fold are held out")
         self.corpus = Corpus(args.dataset, args.data_dir, folds[0])
-        if self.corpus.dataset.multi_label:
-            raise ParameterError(
-                f"{self.corpus.dataset.name} has several classes a clip; this table has "
-                "accuracies, of one class a clip"
-            )
         network = self._fresh(None)
-        self.corpus.check(network)
-        objective_of(network, False).figure(args.best_by)
         cache = make_folder(work / "cache")
         self.corpus.open(network, cache, quiet=args.quiet)
         network = self._fresh(self.corpus.train)
@@ -280,6 +280,14 @@ class LabelTask(Task):
                 self.train(network, path.with_suffix(""), args.teacher_epochs, 0)
                 save_network(network, path)
         self.teacher = trained_part(load_network(path))
+
+    @classmethod
+    def check(cls, args: argparse.Namespace, network: keras.Model, dataset: Dataset) -> None:
+        if args.held_out > 1:
+            raise ParameterError("--held-out is for embeddings: labels of one fold are held out")
+        _check_classes(dataset)
+        Corpus(args.dataset, args.data_dir).check(network)
+        objective_of(network, False).figure(args.best_by)
 
     def _fresh(self, train: LabelledMaps | None) -> keras.Model:
         keras.utils.set_random_seed(0)
@@ -348,6 +356,14 @@ def network_of(args: argparse.Namespace, dataset: Dataset) -> keras.Model:
     return models.load_audio(args.network, input="waveform")
 
 
+def _check_classes(dataset: Dataset) -> None:
+    if dataset.multi_label:
+        raise ParameterError(
+            f"{dataset.name} has several classes a clip; this table has accuracies, of one class a "
+            "clip: take a corpus of such"
+        )
+
+
 class _Inputs:
     """The inputs alone, as what computes a network's outputs reads them."""
 
@@ -387,11 +403,6 @@ def _window_maps(
     """The front end's maps of all windows, which clip each is of, and what tells them apart."""
     layer = front_end_layer(network)
     rate = layer.sample_rate
-    if network.input_shape[1:] != (1, rate):
-        raise ParameterError(
-            f"network {network.name} takes inputs of shape {network.input_shape[1:]}; embeddings "
-            f"are compared of windows of one second, (1, {rate})"
-        )
     paths = [clip.path for clip in dataset.clips]
     front_end = inference(keras.Model(network.input, layer.output))
     settings = {"sample_rate": rate, "hop_size": args.hop_size}
