@@ -127,8 +127,8 @@ def test_what_distils_and_validates_is_not_tested_on(folds, tested, expected):
 def test_committed_configs(config):
     words = ["--data-dir", "d", "--output-dir", "o"]
     args = parse(["--config", str(config), *words])
-    assert len(args.seeds) >= 2
     assert len(args.ratios) >= 2
+    assert args.seeds
     assert {*args.filterwise} >= {*criteria.CRITERIA} - {
         *("magnitude", "operator_norm_uncentred", "operator_norm_energy")
     }
@@ -307,6 +307,8 @@ def test_labels_in_parts_then_as_a_whole(command, tmp_path, capsys, monkeypatch)
     # Another budget is another table.
     assert command("--num-epochs", "2") == 2
     assert "num_epochs=1 there, 2 here" in capsys.readouterr().err
+    assert command("--learning-rate", "0.5") == 2
+    assert "learning_rate=None there, 0.5 here" in capsys.readouterr().err
 
 
 @pytest.mark.slow

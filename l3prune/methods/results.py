@@ -154,19 +154,22 @@ def markdown(table: Sequence[Row], told: Mapping[str, Any]) -> str:
     >>> row = dict(way="unpruned", criterion="", amount=0, **dict.fromkeys(_COSTS, 1000))
     >>> row["pruned"] = {"accuracy": 0.5, "std": 0.1, "difference": 0.0, "error": 0.0}
     >>> print(markdown([row], {"folds": [1, 2], "num_epochs": 3}).splitlines()[-1])
-    | unpruned | – | 50.0 ± 10.0 | – | – | – | 1.0 k | 1.0 k | 1.0 k | 1.0 k | 1000.00 |
+    | unpruned | – | 50.0 ± 10.0 | – | – | – | 1.0 k | 1.0 k | 1.0 k | 1.0 k | 1000.00 | 100 % |
     """
     epochs = told["num_epochs"]
+    batches = told.get("train_epoch_size")
+    of = f" of {batches} batches" if batches else ""
     lines = [
         f"Test accuracy in percent, mean ± standard deviation over folds "
         f"{', '.join(map(str, told['folds']))} and seeds; differences, in points, are paired by "
-        f"fold, mean ± standard error. The budget is {epochs} epoch{'s' * (epochs != 1)} for "
+        f"fold, mean ± standard error. The budget is {epochs} epoch{'s' * (epochs != 1)}{of} for "
         "every row. Parameters and MACs are those that are not zero; ms is the median on this "
-        "machine, the front end left out.",
+        "machine, the front end left out, and compared with the unpruned network's measured in "
+        "turns with it.",
         "",
         "| way | percent | pruned | retrained | less the unpruned network | less chance | "
-        "parameters | MACs | checkpoint, bytes | packed, bytes | ms |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "parameters | MACs | checkpoint, bytes | packed, bytes | ms | of the unpruned's |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for row in table:
         after = row.get("retrained")
@@ -180,6 +183,7 @@ def markdown(table: Sequence[Row], told: Mapping[str, Any]) -> str:
             *(_short(row[name]) for name in ("nonzero_parameters", "nonzero_macs")),
             *(_short(row[name]) for name in ("bytes", "packed_bytes")),
             f"{row['ms']:.2f}",
+            f"{100 * row['ms'] / row['unpruned_ms']:.0f} %",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

@@ -259,11 +259,16 @@ def cells(args: argparse.Namespace, folds: Sequence[int], control: bool) -> list
 
 
 def identity(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that a cell's result depends on, besides the cell itself.
+    """The options that a cell's result depends on, besides the cell itself, that are not defaults.
 
     Examples
     --------
-    >>> identity(new_parser().parse_args([]))["num_epochs"]
-    5
+    >>> identity(new_parser().parse_args(["--num-epochs", "9", "--seeds", "3"]))
+    {'num_epochs': 9}
     """
-    return {name: value for name, value in vars(args).items() if name not in (*_ASIDE, "amounts")}
+    parser = new_parser()
+    return {
+        name: value
+        for name, value in vars(args).items()
+        if name not in (*_ASIDE, "amounts") and value != parser.get_default(name)
+    }

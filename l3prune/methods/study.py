@@ -66,7 +66,8 @@ def run(argv: Sequence[str]) -> int:
         print(f"{len(missing)} of {len(table)} measurements are still to come")
         return 0
     rows = [row for cell in table for row in read_json(_path(work, cell))["rows"]]
-    told = {**settings, "folds": folds, "environment": environment()}
+    budget = {"num_epochs": args.num_epochs, "train_epoch_size": args.train_epoch_size}
+    told = {**settings, **budget, "folds": folds, "environment": environment()}
     print(write_results(Path(args.output_dir), rows, told))
     return 0
 
