@@ -63,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--folds", nargs="+", type=int, help="test folds (all)")
     add("--pooling", default="basic", help="of the network (%(default)s)")
     add("--divisor", type=int, default=8, help="how many times narrower (%(default)s)")
-    add("--epochs", type=int, default=10, help="of each training (%(default)s)")
+    add("--epochs", type=int, default=15, help="of each training (%(default)s)")
     add("--batch-size", type=int, default=8, help="clips (%(default)s)")
     add("--learning-rate", type=float, default=3e-3, help="of the training (%(default)s)")
     add("--retraining-rate", type=float, default=5e-4, help="behind the cut (%(default)s)")
