@@ -57,7 +57,7 @@ LEVELS = [
     {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "corpus", "tagging"},
     {"retraining"},
-    {"label_training"},
+    {"label_training", "lambda_path"},
     {"openl3", "views"},
     {
         "pruning",
