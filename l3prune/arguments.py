@@ -279,8 +279,9 @@ def training_options(
     best_by: str = "loss",
     patience: int = 10,
     batch_size: int = 64,
+    several: bool = False,
 ) -> None:
-    """Add the options of a training recipe, with these defaults.
+    """Add the options of a training recipe, with these defaults; see `descent.descent_options`.
 
     Examples
     --------
@@ -358,7 +359,7 @@ def training_options(
         "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
-    descent_options(group)
+    descent_options(group, several=several)
 
 
 #: What `label_options` adds, by the names in parsed arguments.

@@ -124,8 +124,8 @@ def check_amount(name: str, value: object, least: float, below: float = math.inf
         raise ParameterError(f"{name}={value!r} is not {allowed}")
 
 
-def descent_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of the optimizer.
+def descent_options(group: argparse._ArgumentGroup, *, several: bool = False) -> None:
+    """Add the options of the optimizer; `several` lambdas can be given for one run each.
 
     Examples
     --------
@@ -144,8 +144,10 @@ def descent_options(group: argparse._ArgumentGroup) -> None:
         "--lambda",
         dest="regularization",
         type=float,
+        nargs="+" if several else None,
         metavar="L",
-        help="of a sparse optimizer: weight of the sum of norms in the loss",
+        help="of a sparse optimizer: weight of the sum of norms in the loss"
+        + ("; several: a run for each, and a table" if several else ""),
     )
     add("--epsilon", type=float, help="hspg: in [0, 1); the larger, the more becomes zero (0)")
     add("--direction", help="of a sparse optimizer: sgd, or adam's direction (sgd)")

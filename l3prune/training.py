@@ -177,7 +177,7 @@ def fit(
             # Checkpoints from before there was a choice do not tell it.
             data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}
             data |= {"best_from": recipe.best_from} if recipe.best_from else {}
-            data |= {} if recipe.descent.name == "adam" else {"optimizer": str(recipe.descent)}
+            data["optimizer"] = str(recipe.descent)
             devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:

@@ -8,6 +8,7 @@ channel of zeros, which no later layer notices; so it can be removed and the out
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import tf_keras as keras
@@ -190,6 +191,46 @@ def plan_zero_filters(network: keras.Model) -> PruningPlan:
             + (f" (and these are never removed: {'; '.join(why)})" if why else "")
         )
     return PruningPlan(plan)
+
+
+@dataclass(frozen=True)
+class Removal:
+    """What the removal of zero filters did.
+
+    Attributes
+    ----------
+    group_sparsity : float
+        The fraction of removable groups that was zero.
+    largest_difference : float
+        Of any output, by rounding, on noise.
+
+    Examples
+    --------
+    >>> print(Removal(0.5, 0.0))
+    50.0 % of the groups were zero; without them outputs differ by 0 at most
+    """
+
+    group_sparsity: float
+    largest_difference: float
+
+    def __str__(self) -> str:
+        return (
+            f"{100 * self.group_sparsity:.1f} % of the groups were zero; without them outputs "
+            f"differ by {self.largest_difference:.2g} at most"
+        )
+
+
+def removal(network: keras.Model, smaller: keras.Model) -> Removal:
+    """Check that a network without its zero filters gives the same output; see there.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> network = create_network("sea64")
+    >>> removal(network, network).largest_difference
+    0.0
+    """
+    return Removal(group_sparsity(network), check_same_output(network, smaller))
 
 
 def check_same_output(network: keras.Model, smaller: keras.Model) -> float:

@@ -59,7 +59,7 @@ LEVELS = [
     {"evaluation", "embedding", "exports"},
     {"images", "edgel3", "comparison", "corpus", "tagging"},
     {"retraining"},
-    {"label_training"},
+    {"label_training", "lambda_path"},
     {"methods"},
     {"openl3", "views"},
     {
