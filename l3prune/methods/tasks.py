@@ -340,7 +340,7 @@ def network_of(args: argparse.Namespace, dataset: Dataset) -> keras.Model:
 
     Examples
     --------
-    >>> args = argparse.Namespace(network="/nowhere.h5")
+    >>> args = argparse.Namespace(network="/nowhere.h5", network_arguments=None)
     >>> network_of(args, Dataset("toy", (), ("dog",)))
     Traceback (most recent call last):
         ...
