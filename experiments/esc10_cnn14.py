@@ -19,17 +19,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from study import write_results  # beside this file
+from study import once, write_results  # beside this file
 
 from l3prune.datasets import load_dataset
 from l3prune.errors import command
-from l3prune.files import make_folder, read_json, write_json
+from l3prune.files import make_folder
 from l3prune.quiet import load_tensorflow
 
 if TYPE_CHECKING:
@@ -63,13 +63,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rounds", type=int, default=3, help="of the timing (%(default)s)")
     add("--whole-divisor", type=int, default=1, help="1 is the whole Cnn14 (%(default)s)")
     return parser.parse_args(argv)
-
-
-def once(path: Path, make: Callable[[], Any]) -> Any:
-    """A part of the result, made only once."""
-    if not path.is_file():
-        write_json(path, make())
-    return read_json(path)
 
 
 def cut(network: keras.Model, criterion: str, ratio: float) -> keras.Model:

@@ -62,6 +62,13 @@ def write_results(folder: str, results: dict, table: str, plot: Callable[[], Fig
     print(table)
 
 
+def once(path: Path, make: Callable[[], Any]) -> Any:
+    """A part of the result, made only once."""
+    if not path.is_file():
+        write_json(path, make())
+    return read_json(path)
+
+
 class Study:
     """One network, one corpus; every part of the result is kept as a file."""
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection
 
 from l3prune.configs import layer_percent
+from l3prune.descent import descent_options
 
 #: EdgeL3's own default for its eight convolutions, in percent.
 DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
@@ -166,6 +167,11 @@ def _filters(group: argparse._ArgumentGroup) -> None:
         help="with --layer-ratio: layers that get fresh weights when one of them loses filters",
     )
     add(
+        "--zero-filters",
+        action="store_true",
+        help="remove all filters that training made zero with their BatchNorm; the output stays",
+    )
+    add(
         "--round-to",
         type=int,
         default=1,
@@ -255,6 +261,11 @@ def _labels(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="report on the network in 16 bits too, and write it: as weights, and as LiteRT file",
     )
+    group.add_argument(
+        "--from-scratch",
+        action="store_true",
+        help="with --filterwise and --retrain: all layers begin with fresh weights after the cut",
+    )
     label_options(group)
 
 
@@ -268,8 +279,9 @@ def training_options(
     best_by: str = "loss",
     patience: int = 10,
     batch_size: int = 64,
+    several: bool = False,
 ) -> None:
-    """Add the options of a training recipe, with these defaults.
+    """Add the options of a training recipe, with these defaults; see `descent.descent_options`.
 
     Examples
     --------
@@ -282,7 +294,7 @@ def training_options(
     """
     add = group.add_argument
     add("-e", "--num-epochs", type=int, default=epochs, help="at most (%(default)s)")
-    add("-lr", "--learning-rate", type=float, default=learning_rate, help="Adam's (%(default)s)")
+    add("-lr", "--learning-rate", type=float, default=learning_rate, help="(%(default)s)")
     add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
     add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
     add("-tbs", "--train-batch-size", type=int, default=batch_size, help="inputs (%(default)s)")
@@ -305,12 +317,31 @@ def training_options(
     add(
         "--schedule",
         default=schedule,
-        help="learning rate: plateau, cosine, constant (%(default)s)",
+        help="learning rate: plateau, cosine, constant, linear (%(default)s)",
     )
+    add(
+        "--final-learning-rate",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="cosine, linear: what it comes to in the end (%(default)s)",
+    )
+    add(
+        "--cosine-interval",
+        type=int,
+        default=0,
+        metavar="BATCHES",
+        help="from one rate of the cosine to the next; 0 is an epoch (%(default)s)",
+    )
+    add(
+        "--decay-from", type=int, default=0, metavar="N", help="linear: epochs before (%(default)s)"
+    )
+    add("--decay-to", type=int, metavar="N", help="linear: epoch of the end; default: the last")
     add(
         "--best-by",
         default=best_by,
-        help="validation figure that chooses the best epoch: loss, or accuracy (%(default)s)",
+        help="validation figure that chooses the best epoch: loss; accuracy; or lwlrap, of several "
+        "classes a clip (%(default)s)",
     )
     add(
         "--best-from",
@@ -328,17 +359,18 @@ def training_options(
         "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
+    descent_options(group, several=several)
 
 
 #: What `label_options` adds, by the names in parsed arguments.
 LABEL_OPTIONS = (
-    *("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment"),
+    *("test_fold", "validation_ratio", "split_seed", "fill", "sampler", "augment", "gamma_l1"),
     "packed",
 )
 
 
 def label_options(group: argparse._ArgumentGroup) -> None:
-    """Add the options of how a labelled corpus is split, and its clips made of one length.
+    """Add the options of how a labelled corpus is split, and how it is trained on.
 
     Examples
     --------
@@ -368,6 +400,14 @@ def label_options(group: argparse._ArgumentGroup) -> None:
         nargs="+",
         metavar="CHANGE",
         help="of training batches: spec_augment, and mixup, which makes half as many of them",
+    )
+    add(
+        "--gamma-l1",
+        type=float,
+        default=0.0,
+        metavar="STRENGTH",
+        help="of network slimming's penalty on the scales of BatchNorm behind convolutions, by "
+        "which --criterion bn_gamma then tells filters apart (%(default)s)",
     )
     add(
         "--packed",

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from l3prune.devices import Devices
 from l3prune.errors import ParameterError
 from l3prune.gradual import MaskUpdate
 from l3prune.labelled import ClipAudio, LabelledMaps, LabelledSource, label_maps
-from l3prune.layers import FrontEndLayer
+from l3prune.layers import ClipMean, FrontEndLayer
 from l3prune.networks import (
     attach_config,
     create_network,
@@ -33,6 +34,8 @@ from l3prune.networks import (
     takes,
 )
 from l3prune.recipes import Objective, Recipe
+from l3prune.segments import segmented_maps
+from l3prune.slimming import check_strength, slimmed_norms, with_penalty
 from l3prune.training import fit
 from l3prune.windows import batch_indices, evenly
 
@@ -100,7 +103,8 @@ def open_maps(
     Returns
     -------
     maps : LabelledMaps
-        Of all clips, for this network's normalisation.
+        Of all clips, for this network's normalisation. Of a network that hears clips in segments,
+        `segments.SegmentedMaps` of whole clips, for which nothing is filled.
 
     Raises
     ------
@@ -121,20 +125,41 @@ def open_maps(
     """
     layer = front_end_layer(network)
     raw = layer.unnormalised()
-    samples = int(network.input_shape[-1])
-    paths = [clip.path for clip in dataset.clips]
-    audio = ClipAudio(paths, layer.sample_rate, samples, fill)
     told = json.dumps([type(raw).__name__, raw.version, raw.get_config()], sort_keys=True)
+    key = hashlib.sha256(told.encode()).hexdigest()[:12]
+    if layer.segment_frames is not None:
+        whole = tf.function(
+            lambda waveforms: raw(waveforms),
+            input_signature=[tf.TensorSpec((1, 1, None), tf.float32)],
+        )
+        return segmented_maps(
+            dataset,
+            lambda waveform: whole(waveform).numpy(),
+            layer.sample_rate,
+            layer.least_samples,
+            layer.segment_frames,
+            key,
+            Path(cache_dir),
+            quiet=quiet,
+        )
+    if dataset.maps is not None:
+        raise ParameterError(
+            f"{dataset.name} is here as spectrograms of another network than {network.name}; give "
+            "its audio"
+        )
+    channels, samples = (int(size) for size in network.input_shape[1:])
+    paths = [clip.path for clip in dataset.clips]
+    audio = ClipAudio(paths, layer.sample_rate, samples, fill, channels)
     compute = tf.function(
         lambda waveforms: raw(waveforms),
-        input_signature=[tf.TensorSpec((None, 1, samples), tf.float32)],
+        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
     )
     maps = label_maps(
         dataset,
         audio,
         lambda waveforms: compute(waveforms).numpy(),
         tuple(int(size) for size in layer.output_shape[1:]),
-        hashlib.sha256(told.encode()).hexdigest()[:12],
+        key,
         cache_dir,
         quiet=quiet,
     )
@@ -207,7 +232,7 @@ def objective_of(network: keras.Model, multi_label: bool) -> Objective:
         )
     binary = kind == "sigmoid" or multi_label
     loss = "BinaryCrossentropy" if binary else "CategoricalCrossentropy"
-    figures: tuple[str, ...] = () if multi_label else ("accuracy",)
+    figures = ("lwlrap",) if multi_label else ("accuracy",)
     return Objective({"class_name": loss, "config": {"from_logits": kind == "linear"}}, figures)
 
 
@@ -232,6 +257,7 @@ def train_on_labels(
     train_epoch_size: int | None = None,
     validation_epoch_size: int | None = None,
     augment: Augmentation | None = None,
+    gamma_l1: float = 0.0,
     pruner: MaskUpdate | None = None,
     devices: Devices | None = None,
     resume: bool = False,
@@ -256,7 +282,10 @@ def train_on_labels(
         Batches an epoch; None takes as many as hold all inputs. A shorter validation takes inputs
         evenly over the data, the same in every epoch.
     augment : callable or None
-        Changes each training batch: mixup, say. See `Augmentation`.
+        Changes each training batch: mixup, say. See `Augmentation`. Not of clips in segments.
+    gamma_l1 : float
+        Strength of network slimming's penalty on the scales of BatchNorm; see `slimming`. The
+        losses in the history have it added.
     pruner : MaskUpdate or None
         Changes masks while the network is trained; see `training.fit`.
     devices : Devices or None
@@ -269,7 +298,8 @@ def train_on_labels(
     Returns
     -------
     history : list of dict
-        See `training.fit`; with accuracy and val_accuracy unless inputs have several classes.
+        See `training.fit`; with accuracy and val_accuracy, or if inputs can be of several classes
+        with lwlrap and val_lwlrap, see `metrics.lwlrap`.
 
     Raises
     ------
@@ -301,6 +331,14 @@ def train_on_labels(
     part = part_for(network, train)
     if part_for(network, validation).input_shape != part.input_shape:
         raise ParameterError("training and validation are not both waveforms, or both maps")
+    if augment is not None and len(part.inputs) > 1:
+        raise ParameterError(
+            f"network {network.name} hears clips in segments, and batches of these cannot be "
+            "changed; leave the augmentation out"
+        )
+    check_strength(gamma_l1)
+    if gamma_l1:
+        part = with_penalty(part, gamma_l1, slimmed_norms(network))
     if batch_size > len(train):
         raise ParameterError(
             f"training batches of {batch_size} are more than the {len(train)} training clips; give "
@@ -318,6 +356,8 @@ def train_on_labels(
     }
     if augment is not None:
         data["augment"] = getattr(augment, "__name__", None) or repr(augment)
+    if gamma_l1:
+        data["gamma_l1"] = str(float(gamma_l1))
     history = fit(
         trained,
         Numbered(
@@ -335,13 +375,15 @@ def train_on_labels(
         resume=resume,
         quiet=quiet,
     )
-    if trained is not part:
+    if trained is not part or gamma_l1:
         take_weights(network, trained)
     return history
 
 
 def part_for(network: keras.Model, source: LabelledSource) -> keras.Model:
     """The network, or what is behind its front end: whichever takes the inputs of a source.
+
+    Of a source of clips in segments, what is behind the front end and then the means of clips.
 
     Raises
     ------
@@ -363,14 +405,23 @@ def part_for(network: keras.Model, source: LabelledSource) -> keras.Model:
             f"network {network.name} gives {shape[1]} values an input, the labels have "
             f"{len(source.labels)} classes; take a network that was built or trained for these"
         )
-    inputs = source.read(np.array([0]))[0].shape[1:]
+    read = source.read(np.array([0]))[0]
+    inputs = (read[0] if isinstance(read, tuple) else read).shape[1:]
     for part in (network, trained_part(network)):
         if part.input_shape[1:] == inputs:
-            return part
+            return _of_clips(part) if isinstance(read, tuple) else part
     raise ParameterError(
         f"network {network.name} takes inputs of shape {network.input_shape[1:]}, the data are "
         f"{inputs}; open them for this network"
     )
+
+
+def _of_clips(part: keras.Model) -> keras.Model:
+    """A network of segments and the places of their clips, which gives the means of clips."""
+    places = keras.Input((), name="clip")
+    means = ClipMean(name="clip_mean")([part.output, places])
+    whole = keras.Model([*part.inputs, places], means, name=part.name)
+    return attach_config(whole, network_config(part))
 
 
 def _augmented(
@@ -411,7 +462,7 @@ def predict(
     batches = evenly(len(source), batch_size, None)
     for indices in tqdm(batches, "predicting", unit="batch", disable=quiet or None):
         inputs, targets = source.read(indices)
-        values = infer(inputs)
+        values = infer(*inputs) if isinstance(inputs, tuple) else infer(inputs)
         if logits:
             function = tf.nn.sigmoid if source.multi_label else tf.nn.softmax
             values = function(values).numpy()

@@ -20,6 +20,7 @@ from l3prune.allocation import LayerCost
 from l3prune.channels import PRODUCERS, LayerChannels, check_functional, follow
 from l3prune.errors import ParameterError
 from l3prune.graph import convolutions
+from l3prune.layers import FunctionalMean
 
 _LAYERS = keras.layers
 _AVERAGE = (_LAYERS.AveragePooling1D, _LAYERS.AveragePooling2D)
@@ -309,6 +310,8 @@ def _thop(layer, node) -> int:
     outputs = int(np.prod([int(n) for n in _one(node.outputs).shape[1:]]))
     if isinstance(layer, _LAYERS.BatchNormalization):
         return 4 * outputs if layer.scale or layer.center else 2 * outputs
+    if isinstance(layer, FunctionalMean):
+        return 0
     return outputs if isinstance(layer, _AVERAGE) else _macs(layer, node)
 
 
@@ -325,7 +328,7 @@ def _thop_2019(layer, node) -> int:
         isinstance(layer, _LAYERS.Activation) and layer.activation is keras.activations.relu
     ):
         return outputs
-    if isinstance(layer, (*_AVERAGE, *_MAX)):
+    if isinstance(layer, (*_AVERAGE, *_MAX)) and not isinstance(layer, FunctionalMean):
         sides = set(tf.nest.flatten(layer.pool_size))
         written = sides.pop() if len(sides) == 1 else int(np.prod(layer.pool_size))
         return outputs * (written + isinstance(layer, _AVERAGE))

@@ -140,6 +140,8 @@ class Corpus:
     def check(self, network: keras.Model) -> None:
         """Refuse a network that cannot be trained on these labels."""
         form = _form(network)
+        if self._packed is not None:
+            self._check_packable(network)
         if self._clips is not None:
             self._clips.check(*form, self.fill)
         classes = len(self.dataset.labels)
@@ -157,6 +159,15 @@ class Corpus:
                     f"class {its!r} of network {network.name} is {ours!r} in {self.dataset.name} "
                     "here; take a network that was trained on these classes"
                 )
+
+    def _check_packable(self, network: keras.Model) -> None:
+        layer = front_end_layer(network)
+        whole = layer.segment_frames is None and network.input_shape[1] == 1
+        if not whole or self.dataset.maps is not None:
+            raise ParameterError(
+                f"network {network.name} cannot train from packed clips of {self.dataset.name}: "
+                "they are waveforms of one channel and one length; leave --packed out"
+            )
 
     def check_weights(self, path: str) -> None:
         """Refuse weights that have seen a clip to test on, as far as their run's folder tells."""
@@ -255,7 +266,7 @@ class Corpus:
         figures = {
             f"{part}_{name}": found[name]
             for part, found in details.items()
-            for name in ("accuracy", "log_loss", "map", "mauc", "d_prime")
+            for name in ("accuracy", "log_loss", "map", "mauc", "d_prime", "lwlrap")
             if name in found
         }
         return figures, details

@@ -76,8 +76,16 @@ def stored(
             raise L3PruneError(f"{path} claims layers of {widths} filters and holds {held}")
         return config.name, config.arguments, content.layers
     if config.name not in _FILTERS:
+        if config.name in list_networks():
+            raise L3PruneError(
+                f"{path} holds network {config.name!r}, which does not say how wide it is: "
+                "register it by @network with claimed"
+            )
         known = ", ".join(list_networks())
-        raise L3PruneError(f"{path} holds network {config.name!r}; known: {known}")
+        raise L3PruneError(
+            f"{path} holds network {config.name!r}; known: {known}; is the package installed that "
+            "adds it?"
+        )
     if name not in (None, config.name) and not (name == ANY_AUDIO and config.name in l3.SPECS):
         raise L3PruneError(f"{path} holds the network {config.name}, not {name}")
     _parts(content.layers, path)  # each layer takes as many channels as come in
@@ -255,6 +263,10 @@ def _parts(layers: list[LayerWeights], path) -> dict[str, list[LayerWeights]]:
             parts.setdefault("fusion", []).append(layer)
             width = None
             continue
+        if layer.kind == "slope":
+            raise L3PruneError(
+                f"{path}: layer {layer.name} has the slope of a PReLU; no L3 network has one"
+            )
         channels, out = layer.channels
         if channels != width:
             half = _HALVES.get(channels)
@@ -306,4 +318,4 @@ def _constants_shape(front_end: FrontEnd) -> tuple[int, ...]:
 
 def _widths(layers: list[LayerWeights]) -> tuple[int, ...]:
     """Filters of convolutions and units of dense layers."""
-    return tuple(layer.channels[1] for layer in layers if layer.kind != "batch normalisation")
+    return tuple(layer.channels[1] for layer in layers if "kernel" in layer.arrays)

@@ -20,13 +20,15 @@ def plan_filterwise(
     counts: Sequence[int] | None = None,
     ratio: float | Sequence[float] | None = None,
     global_ratio: float | None = None,
+    threshold_ratio: float | None = None,
     groups: Sequence[Sequence[str]] | None = None,
     places: Mapping[str, np.ndarray] | None = None,
     round_to: int = 1,
 ) -> PruningPlan:
     """Remove whole filters: those of the lowest scores, the later one of two that score alike.
 
-    Give exactly one of `counts`, `ratio` and `global_ratio`. A layer never loses its last filter.
+    Give exactly one of `counts`, `ratio`, `global_ratio` and `threshold_ratio`. A layer never loses
+    its last filter.
 
     Parameters
     ----------
@@ -46,6 +48,13 @@ def plan_filterwise(
         the mean of its layers' scores, divided as above, and counts as often as it has layers.
         Where the next filter under the threshold would be a group's and exceed the ratio,
         `global_ratio` stops.
+    threshold_ratio : float
+        In [0, 1): network slimming's rule, for scores that mean the same in every layer
+        (`criteria.COMPARABLE`): of the scores of all n filters as they are, sorted, number
+        int(n * ratio) is the threshold, and what is strictly above it stays. That is one filter
+        fewer than the ratio says, and as many fewer as have the threshold's own score. Of a layer
+        with nothing above it the best filter stays; groups are ranked by the mean of their layers'
+        scores.
     places : mapping of str to np.ndarray of int, (filters,)
         Layer -> the place of each of its filters, from 0 on, where several have one place and only
         go together, as around a grouped convolution (`graph.FilterGroup.filters`). Each place has
@@ -74,8 +83,15 @@ def plan_filterwise(
     [True, False, True, False]
     >>> plan_filterwise(scores, global_ratio=0.5)["b"].tolist()
     [False, True]
+    >>> plan_filterwise(scores, threshold_ratio=0.5)["a"].tolist()
+    [True, False, False, False]
     """
-    wishes = {"counts": counts, "ratio": ratio, "global_ratio": global_ratio}
+    wishes = {
+        "counts": counts,
+        "ratio": ratio,
+        "global_ratio": global_ratio,
+        "threshold_ratio": threshold_ratio,
+    }
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) != 1:
         raise ParameterError(
@@ -84,16 +100,19 @@ def plan_filterwise(
         )
     if not is_integer(round_to) or round_to < 1:
         raise ParameterError(f"round_to={round_to!r} is not a whole number from 1 on")
-    values = _filter_scores(scores)
+    values = _filter_scores(scores, as_they_are=threshold_ratio is not None)
     at = _places(values, places or {})
     units = _units(values, groups or (), at)
     sizes = {layer: int(each.max()) + 1 for layer, each in at.items()}
     # Filters at each place.
     together = {layer: len(at[layer]) // size for layer, size in sizes.items()}
+    weights = [sum(together[layer] for layer in unit) for unit in units]
     if global_ratio is not None:
         fraction = check_fraction(global_ratio, "global_ratio")
-        weights = [sum(together[layer] for layer in unit) for unit in units]
         kept = _kept_globally(list(units.values()), weights, fraction)
+    elif threshold_ratio is not None:
+        fraction = check_fraction(threshold_ratio, "threshold_ratio")
+        kept = _kept_above_threshold(list(units.values()), weights, fraction)
     else:
         if counts is not None:
             each = _check_counts(counts, sizes, together)
@@ -238,8 +257,10 @@ def coupled(sizes: Mapping[str, int], groups: Sequence[Sequence[str]]) -> list[t
     return list(dict.fromkeys(unit_of.values()))
 
 
-def _filter_scores(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The scores, checked, each layer's divided by the mean of their magnitudes."""
+def _filter_scores(
+    scores: Mapping[str, np.ndarray], as_they_are: bool = False
+) -> dict[str, np.ndarray]:
+    """The scores, checked, and unless as they are, each layer's divided by their mean magnitude."""
     if not scores:
         raise ParameterError("there are no convolutions to prune")
     result = {}
@@ -252,6 +273,9 @@ def _filter_scores(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             )
         if not np.isfinite(values).all():
             raise ParameterError(f"layer {layer} has NaN or infinite scores; nothing was pruned")
+        if as_they_are:
+            result[layer] = values
+            continue
         # Not the mean itself: scores from data can be negative, and it would turn their order.
         mean = np.abs(values).mean()
         result[layer] = values / mean if mean else values
@@ -340,3 +364,24 @@ def _kept_globally(units: Sequence[np.ndarray], weights: Sequence[int], ratio: f
             break
         kept[-number] -= 1
     return kept
+
+
+def _kept_above_threshold(
+    units: Sequence[np.ndarray], weights: Sequence[int], ratio: float
+) -> list[int]:
+    """How many places of each unit stay by network slimming's rule."""
+    if ratio == 0:
+        return [len(values) for values in units]
+    every = np.sort(
+        np.concatenate(
+            [np.repeat(values, weight) for weight, values in zip(weights, units, strict=True)]
+        )
+    )
+    if every[0] == every[-1]:
+        raise ParameterError(
+            f"all {len(every)} filters score {every[0]:g}, so that no threshold tells them apart; "
+            "of scales of BatchNorm, train with a penalty on them first (--gamma-l1)"
+        )
+    # A product below its number by rounding counts as the number before, as in the authors' code.
+    threshold = every[int(len(every) * ratio)]
+    return [max(1, int((values > threshold).sum())) for values in units]

@@ -191,8 +191,9 @@ class FrontEndLayer(keras.layers.Layer):
     """What turns waveforms into maps within a network: fixed, of float32 under any precision.
 
     What is behind it can be trained on maps that are computed once; see `surgery.behind_front_end`.
-    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32. It has no
-    weights and passes no gradient to the waveform. Derived layers have `sample_rate`, in Hz.
+    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32; of stereo
+    both have a channel more. It has no weights and passes no gradient to the waveform. Derived
+    layers have `sample_rate`, in Hz.
 
     Examples
     --------
@@ -208,6 +209,11 @@ class FrontEndLayer(keras.layers.Layer):
     #: Goes up when the code changes what the maps of a layer are: maps that were kept are then
     #: computed again.
     version = 1
+
+    #: Networks that hear clips in segments: frames of each, and samples that a clip is filled up
+    #: to. See `segments`.
+    segment_frames: int | None = None
+    least_samples = 0
 
     def unnormalised(self) -> FrontEndLayer:
         """The layer without what it has from training data; itself if that is nothing."""
@@ -339,3 +345,36 @@ class ClipLogMel(FrontEndLayer):
 
     def get_config(self):
         return {**super().get_config(), **vars(self.front_end)}
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class FunctionalMean(keras.layers.AveragePooling2D):
+    """An average pooling that is a plain mean in its authors' code, which THOP does not count.
+
+    Examples
+    --------
+    >>> tuple(FunctionalMean((1, 8))(tf.zeros((1, 4, 8, 3))).shape)
+    (1, 4, 1, 3)
+    """
+
+
+@keras.utils.register_keras_serializable(package="l3prune")
+class ClipMean(keras.layers.Layer):
+    """The mean of each clip's segments.
+
+    Inputs are what was said of the segments, (segments, values), and the place of each one's clip,
+    (segments,) rising from 0; the output is (clips, values) float32.
+
+    Examples
+    --------
+    >>> ClipMean()([tf.constant([[1.0], [3.0], [5.0]]), tf.constant([0.0, 0.0, 1.0])]).numpy()
+    array([[2.],
+           [5.]], dtype=float32)
+    """
+
+    def call(self, inputs):
+        values, places = inputs
+        return tf.math.segment_mean(tf.cast(values, tf.float32), tf.cast(places, tf.int32))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]

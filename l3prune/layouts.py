@@ -34,6 +34,7 @@ _KINDS = {
     ("kernel",): "convolution",
     ("kernel", "mask"): "convolution",
     ("beta", "gamma", "moving_mean", "moving_variance"): "batch normalisation",
+    ("alpha",): "slope",
 }
 
 
@@ -44,7 +45,7 @@ class LayerWeights:
     Attributes
     ----------
     name : str
-    kind : {"convolution", "batch normalisation", "dense"}
+    kind : {"convolution", "batch normalisation", "dense", "slope"}
     arrays : dict of str to np.ndarray
 
     Examples

@@ -175,6 +175,81 @@ def d_prime(auc: float) -> float:
     return math.sqrt(2) * statistics.NormalDist().inv_cdf(auc)
 
 
+def lwlrap(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Label-weighted label-ranking average precision, by which FAT2019 ranks.
+
+    A clip's classes are ranked by score. At each class that the clip has, the precision is the
+    fraction of its own classes among those ranked as high or higher; the mean is over all pairs of
+    a clip and a class of its. Classes of one score all have the lowest rank of them.
+
+    Parameters
+    ----------
+    scores : np.ndarray, (clips, classes)
+    targets : np.ndarray, (clips, classes)
+        1 or 0; clips may have several classes, or none.
+
+    Returns
+    -------
+    lwlrap : float
+        NaN if no clip has a class.
+
+    Examples
+    --------
+    >>> scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.3, 0.2, 0.9, 0.1]])
+    >>> round(lwlrap(scores, np.array([[1, 0, 0, 1], [0, 1, 0, 0]])), 4)
+    0.6667
+    """
+    precisions = ranking_precisions(scores, targets)
+    found = precisions[np.isfinite(precisions)]
+    return float(found.mean()) if found.size else math.nan
+
+
+def lwlrap_by_class(scores: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`lwlrap` of each class, and the class's share of all labels, its weight in the whole.
+
+    Returns
+    -------
+    precisions, weights : np.ndarray, (classes,)
+        NaN and 0 for classes that no clip has. The weighted sum of the others is `lwlrap`.
+
+    Examples
+    --------
+    >>> precisions, weights = lwlrap_by_class(
+    ...     np.array([[0.9, 0.8], [0.2, 0.3]]), np.array([[1, 1], [1, 0]])
+    ... )
+    >>> precisions, weights.round(4)
+    (array([0.75, 1.  ]), array([0.6667, 0.3333]))
+    """
+    precisions = ranking_precisions(scores, targets)
+    counts = np.isfinite(precisions).sum(axis=0)
+    sums = np.nansum(precisions, axis=0)
+    means = np.divide(sums, counts, out=np.full(len(counts), math.nan), where=counts > 0)
+    return means, counts / max(counts.sum(), 1)
+
+
+def ranking_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """The precision at each class that a clip has; see `lwlrap`.
+
+    Returns
+    -------
+    precisions : np.ndarray, (clips, classes)
+        NaN where the clip does not have the class.
+
+    Examples
+    --------
+    >>> ranking_precisions(np.array([[0.9, 0.8, 0.1]]), np.array([[0, 1, 1]])).round(4)
+    array([[   nan, 0.5   , 0.6667]])
+    """
+    _check(scores, targets)
+    result = np.full(scores.shape, math.nan)
+    for row, values, true in zip(result, scores, targets > 0.5, strict=True):
+        own = values[true]
+        among_all = len(values) - np.searchsorted(np.sort(values), own)
+        among_own = len(own) - np.searchsorted(np.sort(own), own)
+        row[true] = among_own / among_all
+    return result
+
+
 def tagging_report(
     probabilities: np.ndarray, targets: np.ndarray, labels: Sequence[str]
 ) -> dict[str, Any]:
@@ -191,8 +266,8 @@ def tagging_report(
     report : dict
         clips; log_loss, binary; map and mauc, the means over the classes that have a figure, which
         are `classes_scored` many, without those in `classes_left_out`; d_prime, of the mean area,
-        None where it is infinite; by_class: name -> clips, average_precision, auc, of the classes
-        that have both.
+        None where it is infinite; lwlrap, over all classes; by_class: name -> clips,
+        average_precision, auc, lwlrap, of the classes that have the first two.
 
     Raises
     ------
@@ -214,12 +289,14 @@ def tagging_report(
             "both"
         )
     area = float(areas[scored].mean())
+    ranking, _ = lwlrap_by_class(probabilities, targets)
     return {
         "clips": len(targets),
         "log_loss": binary_log_loss(probabilities, targets),
         "map": float(precisions[scored].mean()),
         "mauc": area,
         "d_prime": d_prime(area) if 0 < area < 1 else None,
+        "lwlrap": lwlrap(probabilities, targets),
         "classes_scored": int(scored.sum()),
         "classes_left_out": [labels[number] for number in np.flatnonzero(~scored).tolist()],
         "by_class": {
@@ -227,6 +304,7 @@ def tagging_report(
                 "clips": int((targets[:, number] > 0.5).sum()),
                 "average_precision": float(precisions[number]),
                 "auc": float(areas[number]),
+                "lwlrap": float(ranking[number]),
             }
             for number in np.flatnonzero(scored).tolist()
         },

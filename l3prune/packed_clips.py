@@ -15,7 +15,7 @@ from tqdm import tqdm
 from l3prune.datasets import Clip, Dataset
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, fingerprint, is_file, make_folder
-from l3prune.labelled import ClipAudio, LabelledMaps, clip_groups
+from l3prune.labelled import ClipAudio, LabelledMaps, clip_groups, multi_hot
 from l3prune.layers import FrontEndLayer
 from l3prune.layouts import open_file, read_array
 
@@ -121,9 +121,7 @@ def _begin(
 ) -> None:
     """Write a file with all but the sound."""
     clips = dataset.clips
-    targets = np.zeros((len(clips), len(dataset.labels)), bool)
-    for row, clip in zip(targets, clips, strict=True):
-        row[[clip.target, *clip.further]] = True
+    targets = multi_hot(dataset).astype(bool)
     with atomic_write(part) as temporary, h5py.File(temporary, "w") as file:
         waveforms = file.create_dataset("waveform", (len(clips), samples), np.int16)
         # It has its place in the file from now on. What is written later changes values only, so

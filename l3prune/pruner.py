@@ -16,7 +16,7 @@ from l3prune import budget as budgets
 from l3prune import complexity, graph, surgery
 from l3prune.activations import DATA_CRITERIA, Batches
 from l3prune.allocation import ALLOCATIONS, check_choice, share_out
-from l3prune.criteria import ConvWeights
+from l3prune.criteria import COMPARABLE, ConvWeights
 from l3prune.curves import RECORD, TABLE, curves, read_rows
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import read_json
@@ -24,6 +24,7 @@ from l3prune.filterwise import plan_filterwise, plan_sequential
 from l3prune.patterns import plan_blocks, plan_pattern
 from l3prune.plan import PruningPlan, check_fraction, each_layer, plan_global, plan_layerwise, score
 from l3prune.weights import fingerprint
+from l3prune.zero_filters import plan_zero_filters
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -42,7 +43,9 @@ class Wish:
         output, and layers that share only some of their filters with another (a concatenation that
         is added to something). Around grouped convolutions each group loses as many as the others.
     overall : float or None
-        The same for all layers together, by one threshold.
+        The same for all layers together, by one threshold. Filterwise by a criterion of
+        `criteria.COMPARABLE`, as bn_gamma, by network slimming's rule, `plan_filterwise`'s
+        `threshold_ratio`; layers without a BatchNorm of their own stay whole then.
     counts : sequence of int or None
         Filterwise: how many filters of each layer stay. A chain is ranked as EdgeL3 does it, each
         layer without the channels that it has lost.
@@ -56,6 +59,9 @@ class Wish:
     fresh : sequence of str
         Layers that get fresh weights, by their own initialisers, after a cut that takes filters
         or units of one of them.
+    zero : bool
+        Filterwise: the filters that are zero with all that belongs to them, without which the
+        output stays the same; see `zero_filters`.
     budget : str or None
         See `budget.parse_budget`.
     allocation : str
@@ -89,6 +95,7 @@ class Wish:
     counts: Sequence[int] | None = None
     layers: Mapping[str, float] | None = None
     fresh: Sequence[str] = ()
+    zero: bool = False
     pattern: str | None = None
     block: str | None = None
     budget: str | None = None
@@ -98,16 +105,17 @@ class Wish:
     criterion: str | None = None
 
     def __post_init__(self) -> None:
-        ways = ("amount", "overall", "counts", "layers", "pattern", "budget")
-        given = [way for way in ways if getattr(self, way) is not None]
+        ways = ("amount", "overall", "counts", "layers", "zero", "pattern", "budget")
+        given = [way for way in ways if getattr(self, way) is not None and way != "zero"]
+        given += ["zero"] if self.zero else []
         if len(given) != 1:
             raise ParameterError(
                 f"give exactly one of {', '.join(ways)}; given: {', '.join(given) or 'none'}"
             )
         if self.counts is not None and not self.filterwise:
             raise ParameterError("counts of filters are for filterwise pruning")
-        if (self.layers is not None or self.fresh) and not self.filterwise:
-            raise ParameterError("layers and fresh are for filterwise pruning")
+        if (self.layers is not None or self.fresh or self.zero) and not self.filterwise:
+            raise ParameterError("layers, fresh and zero are for filterwise pruning")
         for name, ratio in (self.layers or {}).items():
             check_fraction(ratio, f"layer {name}: ratio")
         if self.filterwise and (self.pattern or self.block):
@@ -339,6 +347,8 @@ def sparsity(network: keras.Model, wish: Wish) -> float | list[float]:
 def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> PruningPlan:
     if wish.layers is not None:
         return _plan_named(network, wish, wish.layers, batches)
+    if wish.zero:
+        return plan_zero_filters(network)
     weights = graph.conv_weights(network)
     groups = graph.filter_groups(network)
     chain = all(len(group.filters) == 1 and _alike(group) == [1] for group in groups)
@@ -354,13 +364,21 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
         or None in _alike(group)
         for name in group.filters
     }
-    scored = _scored(network, wish, weights, batches)
-    scores = {name: values for name, values in scored.items() if name not in fixed}
+    comparable = wish.criterion_name in COMPARABLE
+    threshold = comparable and wish.overall is not None
+    if threshold:
+        bare = {name for name, each in weights.items() if each.gamma is None}
+        fixed |= {name for group in groups if bare & group.filters.keys() for name in group.filters}
+    candidates = {name: each for name, each in weights.items() if name not in fixed}
+    scores: dict[str, np.ndarray] = {}
+    if candidates:
+        scored = _scored(network, wish, candidates if comparable else weights, batches)
+        scores = {name: values for name, values in scored.items() if name in candidates}
     if not scores:
         raise ParameterError(
             "no layer can lose filters here: whole stay those of the output or that a softmax "
-            "compares, those of which only some are shared with another layer, and those shared "
-            "with a layer that is no 2-D convolution"
+            "compares, those of which only some are shared with another layer, those shared "
+            "with a layer that is no 2-D convolution, and by bn_gamma those without BatchNorm"
         )
     together = [
         tuple(name for name in group.filters if name in scores)
@@ -376,6 +394,8 @@ def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> 
     if wish.counts is not None:
         return choose(counts=wish.counts)
     if wish.overall is not None:
+        if threshold:
+            return choose(threshold_ratio=wish.overall)
         return choose(global_ratio=wish.overall)
     if wish.budget is None:
         return choose(ratio=wish.amount)

@@ -1,9 +1,8 @@
 """Checkpoints that PyTorch wrote, read without PyTorch and without running what they hold.
 
-A checkpoint is a pickle with the tensors' shapes, and beside it their values. The pickle's
-instructions are carried out here, on a stack of plain values: no class is looked up and nothing is
-called, whatever a file asks for. Names of objects other than tensors, numbers and texts are
-refused. Both forms are read: the zip archive that PyTorch writes since 1.6, and the one before.
+A checkpoint is a pickle with the tensors' shapes, and beside it their values; see `pickles`. Names
+of objects other than tensors, numbers and texts are refused. Both forms are read: the zip archive
+that PyTorch writes since 1.6, and the one before.
 """
 
 from __future__ import annotations
@@ -13,11 +12,9 @@ import io
 import math
 import mmap
 import os
-import pickletools
 import struct
 import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from l3prune.errors import L3PruneError
-from l3prune.files import is_file, not_allowed
+from l3prune.files import is_file
+from l3prune.pickles import Machine, Refused, described, reading
 
 #: Begins the older form, followed by the number of its protocol.
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -91,10 +89,6 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-class _Refused(ValueError):
-    """What is wrong with a file, in words for its user."""
-
-
 def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """The tensors of a network by name: of a checkpoint, or of an .npz file of the same names.
 
@@ -126,21 +120,8 @@ def read_state(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     path = Path(path)
     if not is_file(path):
         raise L3PruneError(f"no such checkpoint: {path}")
-    try:
+    with reading(path, "PyTorch checkpoint"):
         state = _read(path)
-    except L3PruneError:
-        raise
-    except _Refused as error:
-        raise L3PruneError(f"{path}: {error}") from error
-    except PermissionError as error:
-        raise not_allowed(path) from error
-    except (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError) as error:
-        raise L3PruneError(f"{path} is damaged: {error}") from error
-    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
-        # Instructions that find other values than they need.
-        raise L3PruneError(f"{path} is no PyTorch checkpoint, or is damaged: {error!r}") from error
-    except (OverflowError, MemoryError) as error:
-        raise L3PruneError(f"{path} is damaged: {error!r}") from error
     for name, array in state.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise L3PruneError(f"{path}: {name} has NaN or infinite values")
@@ -158,7 +139,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                     return _read_archive(archive)
             return _read_npz(path)
         if start[:2] != b"\x80\x02":
-            raise _Refused("is no PyTorch checkpoint and no .npz file")
+            raise Refused("is no PyTorch checkpoint and no .npz file")
         with contextlib.closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
             return _read_legacy(content)
 
@@ -171,7 +152,7 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         for name in arrays.files:
             state[name] = np.asarray(arrays[name])
             if state[name].dtype.kind not in "fiub":
-                raise _Refused(f"{name} is of type {state[name].dtype}; weights are numbers")
+                raise Refused(f"{name} is of type {state[name].dtype}; weights are numbers")
         return state
 
 
@@ -183,13 +164,13 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     def content(name: str, most: int) -> bytes:
         info = members.get(root + name)
         if info is None:
-            raise _Refused(f"{name} is missing in it; the file is not complete")
+            raise Refused(f"{name} is missing in it; the file is not complete")
         if info.file_size > most or info.compress_type != zipfile.ZIP_STORED:
-            raise _Refused(f"{name} in it has {info.file_size} bytes where {most} are expected")
+            raise Refused(f"{name} in it has {info.file_size} bytes where {most} are expected")
         return archive.read(info)
 
     if root + "byteorder" in members and content("byteorder", 16).strip() != b"little":
-        raise _Refused("its values are big-endian; save it on a little-endian machine")
+        raise Refused("its values are big-endian; save it on a little-endian machine")
     tensors = _tensors(_load(io.BytesIO(content("data.pkl", _MAX_PICKLE)))[0])
     stored: dict[str, np.ndarray] = {}
     for tensor in tensors.values():
@@ -198,32 +179,32 @@ def _read_archive(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
             size = storage.size * storage.dtype.itemsize
             data = content(f"data/{storage.key}", size)
             if len(data) != size:
-                raise _Refused(f"data/{storage.key} in it has {len(data)} bytes, not {size}")
+                raise Refused(f"data/{storage.key} in it has {len(data)} bytes, not {size}")
             stored[storage.key] = np.frombuffer(data, storage.dtype)
     return _arrays(tensors, stored)
 
 
 def _read_legacy(content: mmap.mmap) -> dict[str, np.ndarray]:
     if _load(content)[0] != _MAGIC or _load(content)[0] != _PROTOCOL:
-        raise _Refused("is a pickle, but no PyTorch checkpoint")
+        raise Refused("is a pickle, but no PyTorch checkpoint")
     system, _ = _load(content)
     if not system["little_endian"]:
-        raise _Refused("its values are big-endian; save it on a little-endian machine")
+        raise Refused("its values are big-endian; save it on a little-endian machine")
     loaded, storages = _load(content)
     tensors = _tensors(loaded)
     wanted = {tensor.storage.key for tensor in tensors.values()}
     stored: dict[str, np.ndarray] = {}
     for key in _load(content)[0]:
         if key not in storages:
-            raise _Refused(f"has the values of a storage {key!r} that no tensor names")
+            raise Refused(f"has the values of a storage {key!r} that no tensor names")
         storage = storages[key]
         start = content.read(8)
         count = struct.unpack("<q", start)[0] if len(start) == 8 else storage.size
         if count != storage.size:
-            raise _Refused(f"storage {key} has {count} values, not {storage.size}")
+            raise Refused(f"storage {key} has {count} values, not {storage.size}")
         size = storage.size * storage.dtype.itemsize
         if content.tell() + size > len(content):
-            raise _Refused(f"it ends within storage {key}; the download is not complete")
+            raise Refused(f"it ends within storage {key}; the download is not complete")
         if key in wanted:
             stored[key] = np.frombuffer(content.read(size), storage.dtype)
         else:  # of an optimizer, say
@@ -238,12 +219,12 @@ def _tensors(loaded: Any) -> dict[str, _Tensor]:
             loaded = loaded[name]
             break
     if not isinstance(loaded, Mapping) or not loaded:
-        raise _Refused(
+        raise Refused(
             f"holds {_named(loaded)}, not a dictionary of tensors; save network.state_dict()"
         )
     for name, value in loaded.items():
         if not isinstance(name, str) or not isinstance(value, _Tensor):
-            raise _Refused(f"entry {name!r} is {_named(value)}, not a tensor")
+            raise Refused(f"entry {name!r} is {_named(value)}, not a tensor")
     total = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in loaded.values())
     storages = {tensor.storage.key: tensor.storage for tensor in loaded.values()}
     total += sum(each.size * each.dtype.itemsize for each in storages.values())
@@ -253,11 +234,11 @@ def _tensors(loaded: Any) -> dict[str, _Tensor]:
 
 def _check_size(total: int) -> None:
     if total > _MAX_BYTES:
-        raise _Refused(f"claims {total >> 20} MB of values; at most {_MAX_BYTES >> 20} are read")
+        raise Refused(f"claims {total >> 20} MB of values; at most {_MAX_BYTES >> 20} are read")
 
 
 def _named(value: Any) -> str:
-    return value.name if isinstance(value, _Skipped) else f"a {type(value).__name__.strip('_')}"
+    return value.name if isinstance(value, _Skipped) else described(value)
 
 
 def _arrays(
@@ -268,7 +249,7 @@ def _arrays(
     for name, tensor in tensors.items():
         flat = stored.get(tensor.storage.key)
         if flat is None:
-            raise _Refused(f"the values of {name} are missing; the download is not complete")
+            raise Refused(f"the values of {name} are missing; the download is not complete")
         width = flat.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(
             flat[tensor.offset :], tensor.shape, [width * stride for stride in tensor.strides]
@@ -279,70 +260,23 @@ def _arrays(
 
 def _load(stream: Any) -> tuple[Any, dict[str, _Storage]]:
     """The value of the pickle at a stream's place, and its storages; moves on behind it."""
-    machine = _Machine()
-    for instruction, argument, _ in pickletools.genops(stream):
-        if instruction.name == "STOP":
-            return machine.stack.pop(), machine.storages
-        machine.do(instruction.name, argument)
-    raise _Refused("its pickle has no end")
+    machine = _Checkpoint()
+    return machine.load(stream), machine.storages
 
 
-class _Machine:
-    """A pickle's stack and memo. Values are plain: dictionaries, lists, texts, numbers, tensors."""
+class _Checkpoint(Machine):
+    """A checkpoint's pickle; tensors and storages are plain records."""
 
     def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        super().__init__()
         self.storages: dict[str, _Storage] = {}
 
-    def do(self, name: str, argument: Any) -> None:
-        """Carry out one instruction."""
-        if name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _EMPTY:
-            self.stack.append(_EMPTY[name]())
-        elif name == "GLOBAL":
-            module, _, attribute = argument.partition(" ")
-            self.stack.append(_meaning(module, attribute))
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
-        elif name not in ("PROTO", "FRAME"):
-            raise _Refused(f"its pickle has the instruction {name}, which no checkpoint needs")
-
-    def since_mark(self) -> list[Any]:
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
-
-    def take(self, count: int) -> list[Any]:
-        values = self.stack[len(self.stack) - count :]
-        if len(values) < count or (self.marks and len(self.stack) - count < self.marks[-1]):
-            raise ValueError("a stack that is too short")
-        del self.stack[len(self.stack) - count :]
-        return values
-
-    def put(self, number: int | None) -> None:
-        self.memo[len(self.memo) if number is None else number] = self.stack[-1]
-
-    def append(self, values: list[Any]) -> None:
-        if not isinstance(self.stack[-1], list):
-            raise TypeError("values are appended to no list")
-        self.stack[-1].extend(values)
+    def meaning(self, module: str, name: str) -> Any:
+        return _meaning(module, name)
 
     def set_items(self, values: list[Any]) -> None:
-        if isinstance(self.stack[-1], _Skipped):
-            return
-        if not isinstance(self.stack[-1], dict):
-            raise TypeError("items are set of no dictionary")
-        for key, value in zip(values[::2], values[1::2], strict=True):
-            # Tuples of tuples, each twice the one before, would take for ever to be hashed.
-            if not isinstance(key, str | int | float):
-                raise TypeError("a key that cannot be one")
-            self.stack[-1][key] = value
+        if not isinstance(self.stack[-1], _Skipped):
+            super().set_items(values)
 
     def reduce(self, arguments: Any) -> None:
         called = self.stack.pop()
@@ -369,7 +303,7 @@ class _Machine:
         if not isinstance(kind, str):
             raise TypeError("a storage of no kind")
         if kind != "storage":
-            raise _Refused(
+            raise Refused(
                 f"holds a {kind!r}, which is code; save network.state_dict() in place of network"
             )
         if not isinstance(dtype, np.dtype) or not isinstance(key, str | int):
@@ -377,11 +311,11 @@ class _Machine:
         if not isinstance(size, int):
             raise TypeError("a storage without size")
         if size < 0 or (view and view[0] is not None):
-            raise _Refused(f"storage {key!r} is a part of another one, or has {size} values")
+            raise Refused(f"storage {key!r} is a part of another one, or has {size} values")
         storage = _Storage(str(key), dtype, size)
         if self.storages.setdefault(storage.key, storage) != storage:
             # A larger claim would read what is behind the values.
-            raise _Refused(f"storage {key} is of two types or sizes")
+            raise Refused(f"storage {key} is of two types or sizes")
         self.stack.append(storage)
 
 
@@ -391,8 +325,8 @@ def _meaning(module: str, name: str) -> Any:
     if (module, name) in _NUMPY:
         return _Skipped(f"{module}.{name}")
     if module == "torch" and name.endswith("Storage"):
-        raise _Refused(f"has values of type {name}; allowed: {', '.join(_TYPES)}")
-    raise _Refused(
+        raise Refused(f"has values of type {name}; allowed: {', '.join(_TYPES)}")
+    raise Refused(
         f"its pickle names {module}.{name}, which is no part of a state dictionary and could be "
         "any code; nothing was run; save network.state_dict() in place of network"
     )
@@ -404,53 +338,16 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any) -> _Tensor:
     sizes, steps = tuple(shape), tuple(strides)
     numbers = (offset, *sizes, *steps)
     if len(sizes) != len(steps) or len(sizes) > _MAX_AXES:
-        raise _Refused(f"a tensor has {len(sizes)} axes and {len(steps)} strides")
+        raise Refused(f"a tensor has {len(sizes)} axes and {len(steps)} strides")
     if any(not isinstance(n, int) or isinstance(n, bool) for n in numbers):
         raise TypeError("a tensor whose place is no number")
     if any(n < 0 for n in numbers):
-        raise _Refused(f"a tensor has offset {offset}, shape {sizes} and strides {steps}")
+        raise Refused(f"a tensor has offset {offset}, shape {sizes} and strides {steps}")
     last = offset + sum((size - 1) * step for size, step in zip(sizes, steps, strict=True))
     count = math.prod(sizes)
     if count and (last >= storage.size or count > storage.size):
-        raise _Refused(
+        raise Refused(
             f"a tensor of shape {sizes} and strides {steps} from {offset} on is outside its "
             f"storage of {storage.size} values"
         )
     return _Tensor(storage, offset if count else 0, sizes, steps)
-
-
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-
-_EMPTY: dict[str, Callable[[], Any]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list}
-
-_LITERALS = {
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
-    *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
-    *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-}
-
-_ACTIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "MARK": lambda m, _: m.marks.append(len(m.stack)),
-    "POP": lambda m, _: m.take(1),
-    "POP_MARK": lambda m, _: m.since_mark(),
-    "TUPLE": lambda m, _: m.stack.append(tuple(m.since_mark())),
-    "TUPLE1": lambda m, _: m.stack.append(tuple(m.take(1))),
-    "TUPLE2": lambda m, _: m.stack.append(tuple(m.take(2))),
-    "TUPLE3": lambda m, _: m.stack.append(tuple(m.take(3))),
-    "LIST": lambda m, _: m.stack.append(m.since_mark()),
-    "APPEND": lambda m, _: m.append(m.take(1)),
-    "APPENDS": lambda m, _: m.append(m.since_mark()),
-    "SETITEM": lambda m, _: m.set_items(m.take(2)),
-    "SETITEMS": lambda m, _: m.set_items(m.since_mark()),
-    "PUT": lambda m, number: m.put(number),
-    "BINPUT": lambda m, number: m.put(number),
-    "LONG_BINPUT": lambda m, number: m.put(number),
-    "MEMOIZE": lambda m, _: m.put(None),
-    "GET": lambda m, number: m.stack.append(m.memo[number]),
-    "BINGET": lambda m, number: m.stack.append(m.memo[number]),
-    "LONG_BINGET": lambda m, number: m.stack.append(m.memo[number]),
-    "REDUCE": lambda m, _: m.reduce(m.take(1)[0]),
-    "NEWOBJ": lambda m, _: m.reduce(m.take(1)[0]),
-    "BUILD": lambda m, _: m.build(),
-    "BINPERSID": lambda m, _: m.persistent(m.take(1)[0]),
-}

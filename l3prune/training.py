@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import platform
 import sys
@@ -34,8 +33,10 @@ from l3prune.errors import ParameterError
 from l3prune.files import locked, make_folder
 from l3prune.gradual import MaskUpdate
 from l3prune.interruption import noted
+from l3prune.ranking import Lwlrap
 from l3prune.recipes import EMBEDDING, Objective, Recipe
 from l3prune.weights import load_network
+from l3prune.zero_filters import make_optimizer
 
 #: Enough for the means and variances that BatchNorm needs; more would only cost time.
 _CALIBRATION_BATCHES = 64
@@ -169,20 +170,21 @@ def fit(
                 set_trainable(norms, False)
             if pruner is not None:
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
-            _compile(network, recipe.learning_rate, objective, devices)
+            _compile(network, recipe, steps_per_epoch, objective, devices)
             steps = network.optimizer.iterations
             held.enter_context(dropout.by_step(network, recipe.seed, steps))
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
             # Checkpoints from before there was a choice do not tell it.
             data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}
             data |= {"best_from": recipe.best_from} if recipe.best_from else {}
+            data["optimizer"] = str(recipe.descent)
             devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:
                 progress = restore(network, output_dir, steps_per_epoch, pruner, final, data)
                 place = f"{len(progress.history)} {progress.step}"
                 devices.check_alike(f"the checkpoint in {output_dir}", place.encode())
-            rules = _rules(recipe, settled, best_by, sign)
+            rules = _rules(recipe, steps_per_epoch, settled, best_by, sign)
             replay = _Replay(rules, list(progress.history), recipe.learning_rate)
             if len(progress.history) < recipe.epochs and not replay.ends_stopped(network):
                 callbacks = [
@@ -245,17 +247,21 @@ def _masks_changed(
 
 
 def _compile(
-    network: keras.Model, learning_rate: float, objective: Objective, devices: Devices
+    network: keras.Model,
+    recipe: Recipe,
+    steps_per_epoch: int,
+    objective: Objective,
+    devices: Devices,
 ) -> None:
     """Compile a network, and build now what Keras builds within the first step."""
     with devices.scope():
-        optimizer = keras.optimizers.Adam(learning_rate)
+        optimizer = make_optimizer(recipe, network, steps_per_epoch)
         if devices.precision == "mixed_float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         network.compile(
             optimizer,
             loss=keras.losses.get(objective.loss),
-            metrics=list(objective.metrics),
+            metrics=[Lwlrap() if name == "lwlrap" else name for name in objective.metrics],
             jit_compile=devices.xla or None,
         )
         # Later, it would have that step traced twice.
@@ -331,7 +337,9 @@ def _train(
             every.on_train_end()  # closes TensorBoard's files
 
 
-def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.callbacks.Callback]:
+def _rules(
+    recipe: Recipe, steps_per_epoch: int, settled: int, best_by: str, sign: int
+) -> list[keras.callbacks.Callback]:
     """What ends a run early, and what changes its learning rate; from an epoch on."""
     stopper = keras.callbacks.EarlyStopping(
         best_by,
@@ -343,16 +351,37 @@ def _rules(recipe: Recipe, settled: int, best_by: str, sign: int) -> list[keras.
     if recipe.schedule == "constant":
         return [stopper]
     if recipe.schedule == "cosine":
-        schedule: keras.callbacks.Callback = keras.callbacks.LearningRateScheduler(
-            lambda epoch: (
-                recipe.learning_rate * (0.5 + 0.5 * math.cos(math.pi * epoch / recipe.epochs))
-            )
-        )
-    else:
-        schedule = _LatePlateau(
-            settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
-        )
+        return [stopper, _Cosine(recipe, steps_per_epoch)]
+    if recipe.schedule == "linear":
+        return [stopper, keras.callbacks.LearningRateScheduler(recipe.rate)]
+    schedule = _LatePlateau(
+        settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
+    )
     return [stopper, schedule]
+
+
+class _Cosine(keras.callbacks.Callback):
+    """Half a cosine over a run, a function of epoch and step alone: a resumed run has it too."""
+
+    def __init__(self, recipe: Recipe, steps_per_epoch: int):
+        super().__init__()
+        self.recipe = recipe
+        self.interval = recipe.cosine_interval or steps_per_epoch
+        self.changes = -(-steps_per_epoch // self.interval)  # in an epoch
+        self.epoch = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+        self._set(0)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        # A resumed run enters an epoch anywhere.
+        if self.changes > 1:
+            self._set(batch // self.interval)
+
+    def _set(self, change: int) -> None:
+        rate = self.recipe.rate(self.epoch + change / self.changes)
+        keras.backend.set_value(self.model.optimizer.learning_rate, rate)
 
 
 class _Replay(keras.callbacks.Callback):

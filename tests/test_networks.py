@@ -42,6 +42,7 @@ _SMALL_CNN14 = {"filters": [2] * 12, "units": 3, "classes": 4, "samples": 9920}
 SMALL = {
     **dict.fromkeys(cnn14.NETWORKS, _SMALL_CNN14),
     "dcase2021": {"filters": [2, 2, 3], "dense_units": 4, "classes": 3},
+    "fat2019": {"filters": [2] * 8, "units": 3, "classes": 4},
 }
 
 KERNELS = {

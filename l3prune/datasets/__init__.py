@@ -10,8 +10,11 @@ import importlib
 import inspect
 import os
 import pkgutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from l3prune.errors import ParameterError
 
@@ -68,6 +71,9 @@ class Dataset:
         Class names; `Clip.target` indexes them.
     multi_label : bool
         A clip can have several classes; see `Clip.further`.
+    maps : callable, () -> list of np.ndarray, or None
+        Of a corpus that is there as spectrograms, in place of audio: reads those of all clips, in
+        their order, (frames, bands) uint8.
 
     Examples
     --------
@@ -80,6 +86,7 @@ class Dataset:
     clips: tuple[Clip, ...]
     labels: tuple[str, ...]
     multi_label: bool = False
+    maps: Callable[[], list[np.ndarray]] | None = None
 
     @property
     def folds(self) -> tuple[int, ...]:
