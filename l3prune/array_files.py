@@ -56,7 +56,7 @@ def read_arrays(path: str | os.PathLike[str]) -> list[np.ndarray]:
     Parameters
     ----------
     path : str or path-like
-        A pickle of protocol 4 at most, of a list or tuple of arrays of numbers.
+        A pickle of protocol 4 or an earlier one, of a list or tuple of arrays of numbers.
 
     Returns
     -------

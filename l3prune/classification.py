@@ -35,7 +35,7 @@ from l3prune.networks import (
 )
 from l3prune.recipes import Objective, Recipe
 from l3prune.segments import segmented_maps
-from l3prune.slimming import check_strength, slimmed_norms, with_penalty
+from l3prune.slimming import check_penalised, check_strength, with_penalty
 from l3prune.training import fit
 from l3prune.windows import batch_indices, evenly
 
@@ -338,7 +338,7 @@ def train_on_labels(
         )
     check_strength(gamma_l1)
     if gamma_l1:
-        part = with_penalty(part, gamma_l1, slimmed_norms(network))
+        part = with_penalty(part, gamma_l1, check_penalised(network))
     if batch_size > len(train):
         raise ParameterError(
             f"training batches of {batch_size} are more than the {len(train)} training clips; give "

@@ -19,6 +19,7 @@ from l3prune.evaluation import Report
 from l3prune.files import atomic_write, write_json
 from l3prune.labelled import LabelledMaps, LabelledSource
 from l3prune.networks import network_config
+from l3prune.slimming import check_penalised, check_strength
 
 #: In a run's folder: figures by network, those by class and device, and a table for people.
 REPORT, DETAILS, TABLE = "report.json", "labels.json", "report.md"
@@ -39,6 +40,8 @@ class Corpus:
         How clips that are shorter than a network's input are filled.
     sampler, augment
         How training clips are drawn and changed, of `augmentation.SAMPLERS` and `CHANGES`.
+    gamma_l1
+        Strength of the penalty on scales, see `slimming`.
 
     Attributes
     ----------
@@ -72,15 +75,18 @@ class Corpus:
         fill: str = "repeat",
         sampler: str = "uniform",
         augment: Sequence[str] = (),
+        gamma_l1: float = 0.0,
     ) -> None:
         if sampler not in SAMPLERS:
             raise ParameterError(f"sampler {sampler!r} is unknown; {', '.join(SAMPLERS)}")
         BatchChange(tuple(augment))  # refuses unknown ones
+        check_strength(gamma_l1)
         self.dataset = load_dataset(name, data_dir)
         self.split = split_dataset(self.dataset, test_fold, ratio=ratio, seed=seed)
         self.fill = fill
         self.sampler = sampler
         self.changes = tuple(augment)
+        self.gamma_l1 = gamma_l1
 
     @classmethod
     def of(cls, args: argparse.Namespace, name: str, data_dir: str) -> Corpus:
@@ -94,11 +100,24 @@ class Corpus:
             args.fill,
             args.sampler,
             args.augment or (),
+            args.gamma_l1,
         )
 
     def check(self, network: keras.Model) -> None:
         """Refuse a network that cannot be trained on these labels."""
-        front_end_layer(network)
+        heard_in_segments = front_end_layer(network).segment_frames is not None
+        if heard_in_segments and self.changes:
+            raise ParameterError(
+                f"network {network.name} hears clips in segments, and batches of these cannot be "
+                "changed; leave --augment out"
+            )
+        if self.dataset.maps is not None and not heard_in_segments:
+            raise ParameterError(
+                f"{self.dataset.name} is here as spectrograms of another network than "
+                f"{network.name}; give its audio"
+            )
+        if self.gamma_l1:
+            check_penalised(network)
         classes = len(self.dataset.labels)
         named = network_config(network).labels
         if network.output_shape != (None, classes):
