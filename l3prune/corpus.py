@@ -105,16 +105,10 @@ class Corpus:
 
     def check(self, network: keras.Model) -> None:
         """Refuse a network that cannot be trained on these labels."""
-        heard_in_segments = front_end_layer(network).segment_frames is not None
-        if heard_in_segments and self.changes:
+        if front_end_layer(network).segment_frames is not None and self.changes:
             raise ParameterError(
-                f"network {network.name} hears clips in segments, and batches of these cannot be "
-                "changed; leave --augment out"
-            )
-        if self.dataset.maps is not None and not heard_in_segments:
-            raise ParameterError(
-                f"{self.dataset.name} is here as spectrograms of another network than "
-                f"{network.name}; give its audio"
+                f"network {network.name} hears clips in segments, which cannot be augmented; leave "
+                "--augment out"
             )
         if self.gamma_l1:
             check_penalised(network)

@@ -246,6 +246,20 @@ def multi_hot(dataset: Dataset) -> np.ndarray:
     return targets
 
 
+def groups_of(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """What clips of a corpus are told apart by, besides their classes; see `LabelledMaps.groups`.
+
+    Examples
+    --------
+    >>> from l3prune.datasets import Clip
+    >>> groups_of(Dataset("toy", (Clip(Path("a.wav"), 1, 0, device="s1"),), ("dog",)))
+    {'device': ('s1',)}
+    """
+    if all(clip.device is not None for clip in dataset.clips):
+        return {"device": tuple(str(clip.device) for clip in dataset.clips)}
+    return {}
+
+
 def label_maps(
     dataset: Dataset,
     audio: ClipAudio,
@@ -296,14 +310,11 @@ def label_maps(
         audio, rows, key, size, cache_dir, batch_size=4, quiet=quiet, what="spectrograms"
     )
     targets = multi_hot(dataset)
-    groups = {}
-    if all(clip.device is not None for clip in dataset.clips):
-        groups["device"] = tuple(str(clip.device) for clip in dataset.clips)
     return LabelledMaps(
         maps.reshape(len(audio), *shape),
         targets,
         dataset.labels,
         f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
-        groups=groups,
+        groups=groups_of(dataset),
         multi_label=dataset.multi_label,
     )

@@ -85,7 +85,7 @@ def test_configs_are_read(name, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--augment", "mixup"], "hears clips in segments, and batches of these cannot be changed"),
+        (["--augment", "mixup"], "hears clips in segments, which cannot be augmented"),
         (["--gamma-l1", "-1"], "gamma_l1=-1.0 is not a number ≥ 0"),
         (["--best-by", "accuracy"], "best_by='accuracy'; this training has loss, lwlrap"),
         (["--network-arguments", '{"pooling": "max"}'], "pooling='max'; allowed"),

@@ -156,7 +156,7 @@ def test_the_rate_of_a_cosine_changes_within_an_epoch(tmp_path, monkeypatch):
 
 
 def test_changes_of_batches_are_refused(tmp_path):
-    with pytest.raises(ParameterError, match="hears clips in segments, and batches of these"):
+    with pytest.raises(ParameterError, match="hears clips in segments, which cannot be augmented"):
         train_on_labels(
             *(tiny(), toy(), toy(), tmp_path), batch_size=2, augment=BatchChange(), quiet=True
         )
