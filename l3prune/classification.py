@@ -315,7 +315,7 @@ def train_on_labels(
         raise ParameterError("training and validation are not both waveforms, or both maps")
     if augment is not None and len(part.inputs) > 1:
         raise ParameterError(
-            f"network {network.name} hears clips in segments, which cannot be augmented; leave it out"
+            f"network {network.name} hears clips in segments, which cannot be augmented; drop that"
         )
     check_strength(gamma_l1)
     if gamma_l1:
