@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Collection
 
 from l3prune.configs import layer_percent
+from l3prune.descent import descent_options
 
 #: EdgeL3's own default for its eight convolutions, in percent.
 DEFAULT_SPARSITY = (0, 60, 60, 70, 50, 70, 70, 80)
@@ -166,6 +167,11 @@ def _filters(group: argparse._ArgumentGroup) -> None:
         help="with --layer-ratio: layers that get fresh weights when one of them loses filters",
     )
     add(
+        "--zero-filters",
+        action="store_true",
+        help="remove all filters that training made zero with their BatchNorm; the output stays",
+    )
+    add(
         "--round-to",
         type=int,
         default=1,
@@ -273,8 +279,9 @@ def training_options(
     best_by: str = "loss",
     patience: int = 10,
     batch_size: int = 64,
+    several: bool = False,
 ) -> None:
-    """Add the options of a training recipe, with these defaults.
+    """Add the options of a training recipe, with these defaults; see `descent.descent_options`.
 
     Examples
     --------
@@ -287,7 +294,7 @@ def training_options(
     """
     add = group.add_argument
     add("-e", "--num-epochs", type=int, default=epochs, help="at most (%(default)s)")
-    add("-lr", "--learning-rate", type=float, default=learning_rate, help="Adam's (%(default)s)")
+    add("-lr", "--learning-rate", type=float, default=learning_rate, help="(%(default)s)")
     add("-tes", "--train-epoch-size", type=int, help="batches an epoch; default: all data once")
     add("-ves", "--validation-epoch-size", type=int, help="the same for validation")
     add("-tbs", "--train-batch-size", type=int, default=batch_size, help="inputs (%(default)s)")
@@ -310,14 +317,14 @@ def training_options(
     add(
         "--schedule",
         default=schedule,
-        help="learning rate: plateau, cosine, constant (%(default)s)",
+        help="learning rate: plateau, cosine, constant, linear (%(default)s)",
     )
     add(
         "--final-learning-rate",
         type=float,
         default=0.0,
         metavar="RATE",
-        help="that the cosine comes to in the end (%(default)s)",
+        help="cosine, linear: what it comes to in the end (%(default)s)",
     )
     add(
         "--cosine-interval",
@@ -326,6 +333,10 @@ def training_options(
         metavar="BATCHES",
         help="from one rate of the cosine to the next; 0 is an epoch (%(default)s)",
     )
+    add(
+        "--decay-from", type=int, default=0, metavar="N", help="linear: epochs before (%(default)s)"
+    )
+    add("--decay-to", type=int, metavar="N", help="linear: epoch of the end; default: the last")
     add(
         "--best-by",
         default=best_by,
@@ -348,6 +359,7 @@ def training_options(
         "(%(default)s)",
     )
     add("-r", "--random-state", "--seed", type=int, default=seed, help="(%(default)s)")
+    descent_options(group, several=several)
 
 
 #: What `label_options` adds, by the names in parsed arguments.

@@ -85,6 +85,10 @@ class Channels:
         The channels of each output of the network.
     pinned : dict of int to str
         Channels that must all stay, and why.
+    lively : dict of int to str
+        Channels that are not zero even where their filters, biases and BatchNorms are, and why.
+    count : int
+        Numbers are below it.
 
     Examples
     --------
@@ -98,6 +102,8 @@ class Channels:
     nested: dict[str, list[np.ndarray]] = field(default_factory=dict)
     outputs: list[np.ndarray] = field(default_factory=list)
     pinned: dict[int, str] = field(default_factory=dict)
+    lively: dict[int, str] = field(default_factory=dict)
+    count: int = 0
 
 
 def named_layers(
@@ -145,15 +151,16 @@ def follow(network: keras.Model) -> Channels:
         tracer.pin(ids, "they are the network's input")
         inputs.append(ids)
     outputs = tracer.network(network, inputs, "")
-    found = Channels()
+    found = Channels(count=len(tracer.parents))
     for name, (layer, ins, outs) in tracer.layers.items():
         found.layers[name] = LayerChannels(layer, tracer.resolve(ins), tracer.resolve(outs))
     found.nested = {
         name: [tracer.resolve(ids) for ids in each] for name, each in tracer.nested.items()
     }
     found.outputs = [tracer.resolve(ids) for ids in outputs]
-    for ids, reason in tracer.pins:
-        found.pinned.update((int(number), reason) for number in tracer.resolve(ids))
+    for target, reasons in ((found.pinned, tracer.pins), (found.lively, tracer.lively)):
+        for ids, reason in reasons:
+            target.update((int(number), reason) for number in tracer.resolve(ids))
     return found
 
 
@@ -174,6 +181,16 @@ def check_functional(network: keras.Model) -> None:
         )
 
 
+def _keeps_zero(layer: keras.layers.Layer) -> bool:
+    """Whether a channel behind a layer is zero if it was before, its weights in the layer too."""
+    if isinstance(layer, _LAYERS.BatchNormalization):
+        return bool(layer.scale)  # else the moving mean comes through
+    if isinstance(layer, _LAYERS.ReLU):
+        return not (layer.threshold and layer.negative_slope)
+    activation = getattr(layer, "activation", None)
+    return activation is None or not np.any(activation(tf.zeros((1, 1))))
+
+
 class _Tracer:
     """Channel numbers, with union-find for those that belong together."""
 
@@ -182,6 +199,7 @@ class _Tracer:
         self.layers: dict[str, tuple[keras.layers.Layer, np.ndarray, np.ndarray]] = {}
         self.nested: dict[str, list[np.ndarray]] = {}
         self.pins: list[tuple[np.ndarray, str]] = []
+        self.lively: list[tuple[np.ndarray, str]] = []
 
     def new(self, count: int) -> np.ndarray:
         start = len(self.parents)
@@ -238,6 +256,8 @@ class _Tracer:
                 f"layer {name} has its channels first; only channels last is known"
             )
         if isinstance(layer, _ELEMENTWISE):
+            if len({*map(len, arguments)}) > 1 and not isinstance(layer, _LAYERS.Multiply):
+                self.lively.append((max(arguments, key=len), f"{name} adds another channel to all"))
             return [self._elementwise(arguments)]
         if isinstance(layer, _LAYERS.Concatenate):
             return [self._concatenate(node, arguments)]
@@ -265,6 +285,8 @@ class _Tracer:
             )
         if layer.weights or isinstance(layer, _LAYERS.Reshape):
             self._remember(name, layer, ids, out)
+        if not _keeps_zero(layer):
+            self.lively.append((out, f"{name} does not make zero of zeros"))
         return [out]
 
     def _remember(self, name: str, layer, ids: np.ndarray, out: np.ndarray) -> None:

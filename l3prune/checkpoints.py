@@ -351,6 +351,7 @@ def restore(
     # Checkpoints of earlier versions have none.
     before = json.loads(state["data"].tobytes()) if "data" in state else dict(data)
     before.setdefault("precision", "float32")
+    before.setdefault("optimizer", "adam")
     for name in data:
         if before.get(name) != data[name]:
             raise L3PruneError(

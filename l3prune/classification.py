@@ -126,10 +126,11 @@ def open_maps(
     raw = layer.unnormalised()
     told = json.dumps([type(raw).__name__, raw.get_config()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
-    samples = int(network.input_shape[-1]) if layer.segment_frames is None else None
+    channels = int(network.input_shape[1])
+    samples = int(network.input_shape[2]) if layer.segment_frames is None else None
     forward = tf.function(
         lambda waveforms: raw(waveforms),
-        input_signature=[tf.TensorSpec((None, 1, samples), tf.float32)],
+        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
     )
 
     def compute(waveforms: np.ndarray) -> np.ndarray:
@@ -142,7 +143,9 @@ def open_maps(
             f"{dataset.name} is here as spectrograms of another network than {network.name}; give "
             "its audio"
         )
-    audio = ClipAudio([clip.path for clip in dataset.clips], layer.sample_rate, samples, fill)
+    audio = ClipAudio(
+        [clip.path for clip in dataset.clips], layer.sample_rate, samples, fill, channels
+    )
     shape = tuple(int(size) for size in layer.output_shape[1:])
     maps = label_maps(dataset, audio, compute, shape, key, cache_dir, quiet=quiet)
     return maps.normalised(layer.normalise)

@@ -1,4 +1,5 @@
-"""python -m l3prune.compare: what networks cost, layer by layer, side by side."""
+"""python -m l3prune.compare: what networks cost, side by side; or, with --config, one table across
+methods of pruning, see `methods`."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from l3prune.errors import L3PruneError, ParameterError, command
 from l3prune.files import atomic_write, is_file, new_folder, read_json
+from l3prune.methods import settings
 from l3prune.quiet import load_tensorflow
 
 #: In the output folder.
@@ -27,7 +29,9 @@ OF_A_RUN = ("model_best_valid_loss.h5", "model_pruned.h5")
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m l3prune.compare",
-        usage="%(prog)s NETWORK [NETWORK ...] [options]",
+        usage="%(prog)s NETWORK [NETWORK ...] [options]\n"
+        "       %(prog)s --config FILE [options]   (one table across methods; see --config FILE "
+        "--help)",
         allow_abbrev=False,
         description="What networks cost, layer by layer, side by side: parameters, zeros, "
         "multiply-accumulates, memory, bytes, milliseconds. The first is what the others are "
@@ -116,9 +120,16 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """The command; see `python -m l3prune.compare --help`."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if settings.wanted(words):
+        settings.parse(words)  # what is wrong shows before TensorFlow is loaded
+        load_tensorflow()
+        from l3prune.methods.study import run
+
+        return run(words)
+    args = _parser().parse_args(words)
     files = _check(args)
     load_tensorflow()
     from l3prune import models
@@ -157,6 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{found}")
     if args.output_dir is not None:
         print(f"\n{folder}")
+    return 0
 
 
 def _set_threads(threads: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
+from l3prune import extensions
 from l3prune.errors import ParameterError
 from l3prune.medians import distances_to, geometric_median_of
 
@@ -43,6 +46,9 @@ _Function = TypeVar("_Function", bound=Criterion)
 
 CRITERIA: dict[str, Criterion] = {}
 
+#: Of `random`; see `drawn`.
+_DRAW: contextvars.ContextVar[int] = contextvars.ContextVar("draw", default=0)
+
 #: Criteria whose scores mean the same in every layer, so that one threshold goes for all.
 COMPARABLE = ("bn_gamma",)
 
@@ -59,13 +65,35 @@ _COINCIDENT = 1e-13
 def criterion(function: _Function) -> _Function:
     """Register `function` under its name (a decorator).
 
+    Raises
+    ------
+    ParameterError
+        Another module has a criterion of this name.
+
     Examples
     --------
     >>> criterion(magnitude) is get_criterion("magnitude")
     True
     """
-    CRITERIA[function.__name__] = function
+    name = function.__name__
+    if name in CRITERIA and CRITERIA[name].__module__ != function.__module__:
+        raise ParameterError(
+            f"criterion {name!r} of {function.__module__} is there already, in "
+            f"{CRITERIA[name].__module__}; give it another name"
+        )
+    CRITERIA[name] = function
     return function
+
+
+def list_criteria() -> list[str]:
+    """Names that `get_criterion` knows, those that other packages add among them.
+
+    Examples
+    --------
+    >>> "l1" in list_criteria()
+    True
+    """
+    return sorted({*CRITERIA, *extensions.names(extensions.CRITERIA)})
 
 
 def get_criterion(name: str) -> Criterion:
@@ -75,6 +103,8 @@ def get_criterion(name: str) -> Criterion:
     ------
     ParameterError
         Unknown name.
+    L3PruneError
+        The package that adds it cannot be loaded.
 
     Examples
     --------
@@ -84,7 +114,14 @@ def get_criterion(name: str) -> Criterion:
     l3prune.errors.ParameterError: criterion 'l3' is unknown; known: bn_gamma, ...
     """
     if name not in CRITERIA:
-        raise ParameterError(f"criterion {name!r} is unknown; known: {', '.join(sorted(CRITERIA))}")
+        if extensions.load(extensions.CRITERIA, name) and name not in CRITERIA:
+            raise ParameterError(
+                f"criterion {extensions.told(extensions.CRITERIA, name)} registers nothing of this "
+                "name; decorate a function of this name with @criterion"
+            )
+        if name not in CRITERIA:
+            known = ", ".join(list_criteria())
+            raise ParameterError(f"criterion {name!r} is unknown; known: {known}")
     return CRITERIA[name]
 
 
@@ -237,7 +274,7 @@ def random(weights: ConvWeights) -> np.ndarray:
     """Uniform random score of each weight: the baseline that every criterion should beat.
 
     The seed is a checksum of the weights, so that the same network is always pruned alike and
-    layers of one shape differ.
+    layers of one shape differ; for other draws see `drawn`.
 
     Returns
     -------
@@ -248,8 +285,30 @@ def random(weights: ConvWeights) -> np.ndarray:
     >>> random(ConvWeights(np.ones((3, 3, 1, 2)))).shape
     (3, 3, 1, 2)
     """
-    seed = zlib.crc32(np.ascontiguousarray(weights.kernel).tobytes())
+    seed = zlib.crc32(np.ascontiguousarray(weights.kernel).tobytes(), _DRAW.get())
     return np.random.default_rng(seed).random(weights.kernel.shape)
+
+
+@contextlib.contextmanager
+def drawn(number: int) -> Iterator[None]:
+    """Have `random` make another draw within the block; the 0th is the usual one.
+
+    Examples
+    --------
+    >>> weights = ConvWeights(np.ones((1, 1, 1, 2)))
+    >>> with drawn(1):
+    ...     bool((random(weights) == random(weights)).all())
+    True
+    >>> with drawn(1):
+    ...     other = random(weights)
+    >>> bool((random(weights) == other).any())
+    False
+    """
+    token = _DRAW.set(number)
+    try:
+        yield
+    finally:
+        _DRAW.reset(token)
 
 
 @criterion

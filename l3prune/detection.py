@@ -76,8 +76,16 @@ def stored(
             raise L3PruneError(f"{path} claims layers of {widths} filters and holds {held}")
         return config.name, config.arguments, content.layers
     if config.name not in _FILTERS:
+        if config.name in list_networks():
+            raise L3PruneError(
+                f"{path} holds network {config.name!r}, which does not say how wide it is: "
+                "register it by @network with claimed"
+            )
         known = ", ".join(list_networks())
-        raise L3PruneError(f"{path} holds network {config.name!r}; known: {known}")
+        raise L3PruneError(
+            f"{path} holds network {config.name!r}; known: {known}; is the package installed that "
+            "adds it?"
+        )
     if name not in (None, config.name) and not (name == ANY_AUDIO and config.name in l3.SPECS):
         raise L3PruneError(f"{path} holds the network {config.name}, not {name}")
     _parts(content.layers, path)  # each layer takes as many channels as come in

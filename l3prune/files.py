@@ -148,9 +148,9 @@ def claim_folder(folder: str | os.PathLike[str], record: str, settings: Mapping[
         if found != settings:
             known = found if isinstance(found, dict) else {}
             differences = ", ".join(
-                f"{name}={known.get(name)!r} there, {value!r} here"
-                for name, value in settings.items()
-                if known.get(name) != value
+                f"{name}={known.get(name)!r} there, {settings.get(name)!r} here"
+                for name in {**settings, **known}
+                if known.get(name) != settings.get(name)
             )
             raise ParameterError(
                 f"{folder} was made with other settings ({differences or 'unknown'});"

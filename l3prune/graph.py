@@ -32,8 +32,11 @@ class FilterGroup:
         together.
     followers : mapping of str to np.ndarray of int
         The same for layers that have weights for each channel: BatchNorm, depthwise convolutions.
+        -1 is a channel of another group, behind a concatenation.
     removable : np.ndarray of bool, (size,)
         False where the network needs the channel: it is compared with others by a softmax, say.
+    lively : np.ndarray of bool, (size,)
+        True where the channel is not zero even if its filters, biases and BatchNorms are.
     in_output : bool
         The network's output has the channels, and gets smaller without them.
 
@@ -50,6 +53,7 @@ class FilterGroup:
     filters: Mapping[str, np.ndarray]
     followers: Mapping[str, np.ndarray]
     removable: np.ndarray
+    lively: np.ndarray
     in_output: bool
 
 
@@ -84,32 +88,34 @@ def filter_groups(network: keras.Model) -> list[FilterGroup]:
         members.append((names, together))
     output = {int(number) for numbers in channels.outputs for number in numbers}
     order = {name: index for index, name in enumerate(named for named, _ in named_layers(network))}
-    groups = []
-    for names, together in members:
-        names = sorted(names, key=order.__getitem__)
+    # Of each channel: which group has it, and at which place.
+    group, place = np.full((2, channels.count), -1)
+    numbered = []
+    for index, (names, _) in enumerate(members):
+        names.sort(key=order.__getitem__)
         # Places in the order of the first layer that has them.
-        places = dict.fromkeys(int(n) for name in names for n in producers[name])
-        index = {number: place for place, number in enumerate(places)}
-
-        def of(numbers: np.ndarray, index=index) -> np.ndarray:
-            return np.array([index[int(number)] for number in numbers])
-
-        groups.append(
-            FilterGroup(
-                name=names[0],
-                size=len(index),
-                filters={name: of(producers[name]) for name in names},
-                followers={
-                    name: of(each.outputs)
-                    for name, each in channels.layers.items()
-                    if name not in producers
-                    and each.layer.weights
-                    and set(each.outputs.tolist()) <= together
-                },
-                removable=np.array([number not in channels.pinned for number in index]),
-                in_output=bool(together & output),
-            )
+        numbers = np.array([*dict.fromkeys(int(n) for name in names for n in producers[name])])
+        group[numbers], place[numbers] = index, np.arange(len(numbers))
+        numbered.append(numbers)
+    followers: list[dict[str, np.ndarray]] = [{} for _ in members]
+    for name, each in channels.layers.items():
+        if name not in producers and each.layer.weights:
+            for index in np.unique(group[each.outputs]):
+                if index >= 0:
+                    own = group[each.outputs] == index
+                    followers[index][name] = np.where(own, place[each.outputs], -1)
+    groups = [
+        FilterGroup(
+            name=names[0],
+            size=len(numbers),
+            filters={name: place[producers[name]] for name in names},
+            followers=followers[index],
+            removable=np.array([int(number) not in channels.pinned for number in numbers]),
+            lively=np.array([int(number) in channels.lively for number in numbers]),
+            in_output=not output.isdisjoint(together),
         )
+        for index, ((names, together), numbers) in enumerate(zip(members, numbered, strict=True))
+    ]
     return sorted(groups, key=lambda group: order[group.name])
 
 

@@ -86,11 +86,13 @@ class ClipAudio:
     ----------
     paths : sequence of pathlib.Path
     sample_rate : int
-        Hz; recordings are made mono and resampled.
+        Hz; recordings are made mono, unless `channels` is 2, and resampled.
     samples : int
         Of each clip.
     fill : {"repeat", "zeros"}
         See `fitted`.
+    channels : {1, 2}
+        2 keeps those of a stereo recording, and gives both that of any other.
 
     Examples
     --------
@@ -103,31 +105,42 @@ class ClipAudio:
     """
 
     def __init__(
-        self, paths: Sequence[Path], sample_rate: int, samples: int, fill: str = "repeat"
+        self,
+        paths: Sequence[Path],
+        sample_rate: int,
+        samples: int,
+        fill: str = "repeat",
+        channels: int = 1,
     ) -> None:
         fitted(np.zeros(1), 1, fill)  # checks fill
         check_whole("samples", samples, 1)
+        check_whole("channels", channels, 1, 2)
         self.paths = tuple(paths)
         self.sample_rate = sample_rate
         self.samples = samples
         self.fill = fill
+        self.channels = channels
         settings = {"sample_rate": sample_rate, "samples": samples, "fill": FILLS.index(fill)}
+        settings |= {"channels": channels} if channels > 1 else {}
         self.fingerprint = fingerprint(self.paths, **settings)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def read(self, indices: np.ndarray) -> np.ndarray:
-        """Waveforms (n, 1, samples) float32 in [-1, 1]."""
-        clips = np.empty((len(indices), 1, self.samples), np.float32)
+        """Waveforms (n, channels, samples) float32 in [-1, 1]."""
+        clips = np.empty((len(indices), self.channels, self.samples), np.float32)
         for clip, number in zip(clips, indices, strict=True):
             path = self.paths[int(number)]
             audio, rate = load_audio(path)
+            parts = [audio]
+            if self.channels == audio.shape[1] == 2:
+                parts = [audio[:, 0], audio[:, 1]]
             try:
-                mono = to_mono(audio, rate, self.sample_rate)
+                heard = [to_mono(part, rate, self.sample_rate) for part in parts]
             except ParameterError as error:
                 raise L3PruneError(f"{path}: {error}") from error
-            clip[0] = fitted(mono, self.samples, self.fill)
+            clip[:] = np.stack([fitted(each, self.samples, self.fill) for each in heard])
         return clips
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
@@ -145,7 +158,7 @@ class LabelledMaps:
 
     Attributes
     ----------
-    maps : np.ndarray, (all clips, rows, columns, 1) float32
+    maps : np.ndarray, (all clips, rows, columns, channels) float32
         As the front end gives them before it normalises; on disk, if they are many.
     targets : np.ndarray, (all clips, classes) float32
     labels : tuple of str
@@ -209,8 +222,8 @@ class LabelledMaps:
         return generator.permutation(len(self))
 
     def statistics(self) -> dict[str, list[float]]:
-        """Mean and sample standard deviation of each band of the maps, over clips and frames."""
-        count = len(self) * self.maps.shape[2]
+        """Mean and sample standard deviation of each band, over clips, frames, channels."""
+        count = len(self) * self.maps.shape[2] * self.maps.shape[3]
         blocks = [self.rows[n : n + _BLOCK] for n in range(0, len(self), _BLOCK)]
 
         def total(function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -279,7 +292,7 @@ def label_maps(
     dataset : Dataset
     audio : ClipAudio
         Of its clips, in their order.
-    compute : callable, (n, 1, samples) -> (n, *shape) float32
+    compute : callable, (n, channels, samples) -> (n, *shape) float32
     shape : tuple of int
         Of the maps of one clip.
     key : str

@@ -191,8 +191,9 @@ class FrontEndLayer(keras.layers.Layer):
     """What turns waveforms into maps within a network: fixed, of float32 under any precision.
 
     What is behind it can be trained on maps that are computed once; see `surgery.behind_front_end`.
-    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32. It has no
-    weights and passes no gradient to the waveform. Derived layers have `sample_rate`, in Hz.
+    Input (batch, 1, samples) float in [-1, 1], output (batch, rows, columns, 1) float32; of stereo
+    both have a channel more. It has no weights and passes no gradient to the waveform. Derived
+    layers have `sample_rate`, in Hz.
 
     Examples
     --------

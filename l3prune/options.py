@@ -15,6 +15,7 @@ from l3prune.arguments import (
     new_parser,
 )
 from l3prune.configs import read_options, typed_options
+from l3prune.descent import DESCENT_OPTIONS
 from l3prune.errors import ParameterError
 from l3prune.runs import check_run_name
 
@@ -29,6 +30,7 @@ MODEL_TYPES = {
 CHOICES = (
     *("layerwise", "sparsity", "global_sparsity", "pattern", "blocks", "budget"),
     *("filterwise", "num_filters", "filter_ratio", "global_filter_ratio", "layer_ratio", "fresh"),
+    "zero_filters",
 )
 
 #: Options that make the student another network than the teacher.
@@ -48,11 +50,13 @@ _RATIOS = ("filter_ratio", "global_filter_ratio", "layer_ratio")
 _FILTERS = ("num_filters", *_RATIOS)
 _SHARING = ("allocation", "sensitivity")
 _PLATEAU = ("plateau_patience", "plateau_factor")
-_COSINE = ("final_learning_rate", "cosine_interval")
+_COSINE = ("cosine_interval",)
+_LINEAR = ("decay_from", "decay_to")
 _RETRAINING = (
     *("num_epochs", "learning_rate", "train_epoch_size", "validation_epoch_size"),
     *("train_batch_size", "checkpoint_interval", "early_stopping_patience", "min_delta"),
-    *("schedule", "best_by", "best_from", *_PLATEAU, *_COSINE),
+    *("schedule", "best_by", "best_from", *_PLATEAU, *_COSINE, *_LINEAR),
+    *("final_learning_rate", *DESCENT_OPTIONS),
     *("batch_norm", "distribute", "precision", "xla"),
 )
 
@@ -190,6 +194,19 @@ def _check(args: argparse.Namespace) -> None:
 
 def _check_choice(args: argparse.Namespace) -> None:
     """What goes: one choice, of weights or of filters."""
+    if args.zero_filters:
+        others = [name for name in chosen_of(args, CHOICES) if name != "zero_filters"]
+        if others:
+            raise ParameterError(
+                f"--zero-filters takes those filters that are zero; leave out {_flag(others[0])}"
+            )
+        for name in ("retrain", "criterion", "sensitivity", "finetune", "test_model"):
+            if getattr(args, name):
+                raise ParameterError(
+                    f"{_flag(name)} does not go with --zero-filters, which changes no output"
+                )
+        args.filterwise = True
+        return
     weights = ["sparsity", "global_sparsity", "pattern"]
     given = [name for name in [*weights, *_FILTERS, "budget"] if getattr(args, name) is not None]
     flags = [_flag(name) for name in given]
@@ -349,6 +366,12 @@ def _check_effect(args: argparse.Namespace, unused: Collection[str]) -> None:
         (_RETRAINING, args.retrain, None),
         (_PLATEAU, args.schedule == "plateau", "--schedule plateau"),
         (_COSINE, args.schedule == "cosine", "--schedule cosine"),
+        (_LINEAR, args.schedule == "linear", "--schedule linear"),
+        (
+            ("final_learning_rate",),
+            args.schedule in ("cosine", "linear"),
+            "--schedule cosine or linear",
+        ),
     ):
         for name in names:
             given = getattr(args, name) != parser.get_default(name)

@@ -24,6 +24,7 @@ from l3prune.filterwise import plan_filterwise, plan_sequential
 from l3prune.patterns import plan_blocks, plan_pattern
 from l3prune.plan import PruningPlan, check_fraction, each_layer, plan_global, plan_layerwise, score
 from l3prune.weights import fingerprint
+from l3prune.zero_filters import plan_zero_filters
 
 Curves = Mapping[str, Sequence[tuple[float, float]]]
 
@@ -57,6 +58,9 @@ class Wish:
         named; all others stay whole.
     fresh : sequence of str
         Layers that get fresh weights, by their own initialisers, after the cut.
+    zero : bool
+        Filterwise: the filters that are zero with all that belongs to them, without which the
+        output stays the same; see `zero_filters`.
     budget : str or None
         See `budget.parse_budget`.
     allocation : str
@@ -90,6 +94,7 @@ class Wish:
     counts: Sequence[int] | None = None
     layers: Mapping[str, float] | None = None
     fresh: Sequence[str] = ()
+    zero: bool = False
     pattern: str | None = None
     block: str | None = None
     budget: str | None = None
@@ -99,16 +104,17 @@ class Wish:
     criterion: str | None = None
 
     def __post_init__(self) -> None:
-        ways = ("amount", "overall", "counts", "layers", "pattern", "budget")
-        given = [way for way in ways if getattr(self, way) is not None]
+        ways = ("amount", "overall", "counts", "layers", "zero", "pattern", "budget")
+        given = [way for way in ways if getattr(self, way) is not None and way != "zero"]
+        given += ["zero"] if self.zero else []
         if len(given) != 1:
             raise ParameterError(
                 f"give exactly one of {', '.join(ways)}; given: {', '.join(given) or 'none'}"
             )
         if self.counts is not None and not self.filterwise:
             raise ParameterError("counts of filters are for filterwise pruning")
-        if (self.layers is not None or self.fresh) and not self.filterwise:
-            raise ParameterError("layers and fresh are for filterwise pruning")
+        if (self.layers is not None or self.fresh or self.zero) and not self.filterwise:
+            raise ParameterError("layers, fresh and zero are for filterwise pruning")
         for name, ratio in (self.layers or {}).items():
             check_fraction(ratio, f"layer {name}: ratio")
         if self.filterwise and (self.pattern or self.block):
@@ -336,6 +342,8 @@ def sparsity(network: keras.Model, wish: Wish) -> float | list[float]:
 def _plan_filters(network: keras.Model, wish: Wish, batches: Batches | None) -> PruningPlan:
     if wish.layers is not None:
         return _plan_named(network, wish, wish.layers, batches)
+    if wish.zero:
+        return plan_zero_filters(network)
     weights = graph.conv_weights(network)
     groups = graph.filter_groups(network)
     chain = all(len(group.filters) == 1 and _alike(group) == [1] for group in groups)

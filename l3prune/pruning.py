@@ -63,6 +63,7 @@ def _wish(args: argparse.Namespace, network: keras.Model) -> Wish | None:
         counts=args.num_filters,
         layers=named,
         fresh=fresh,
+        zero=args.zero_filters,
         pattern=args.pattern,
         block=args.blocks,
         budget=args.budget,
@@ -152,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.retraining import recipe_of
     from l3prune.training import environment
     from l3prune.weights import save_network
+    from l3prune.zero_filters import removal
 
     # Before anything is computed.
     here = devices.Devices()
@@ -170,12 +172,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             make_plan(whole, wish)
         wish, *way.later = _cuts(args, wish)
         keras.utils.set_random_seed(args.random_state)  # for fresh weights
-    pruned, plan, update, found = whole, PruningPlan({}), None, None
+    pruned, plan, update, found, removed = whole, PruningPlan({}), None, None, None
     # What is wrong with the wish shows before audio is decoded, which may take long.
     late = wish is not None and wish.needs_data
     if wish is not None and not late:
         pruned, plan = prune(whole, wish)
         found = outcome(whole, pruned, wish)
+        if wish.zero:
+            removed = removal(whole, pruned)
         if schedule is not None:
             # How many steps there are, data tell; how the student begins does not depend on it.
             pruned, _ = schedules.begin(whole, wish, schedule, 10**9, recipe.epochs)
@@ -217,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if here.chief:
         if not continued:
             save_network(begun, run_dir / PRUNED, origin={"pruned_from": str(args.weight_path)})
-        further = {"budget": found, "measured": measured}
+        further = {"budget": found, "measured": measured, "zero_filters": removed}
         write_config(
             run_dir,
             ["python", "-m", "l3prune.pruning", *(sys.argv[1:] if argv is None else argv)],
@@ -252,6 +256,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     way.write(report, run_dir)
     if plan:
         print(plan)
+    if removed is not None:
+        print(removed)
     print(report)
     print(run_dir)
     here.wait()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from l3prune.descent import Descent
 from l3prune.errors import ParameterError
 
 
@@ -62,7 +63,7 @@ class Recipe:
     epochs : int
         At most.
     learning_rate : float
-        Adam's, at the start.
+        At the start.
     best_by : str
         Which validation figure chooses the epoch whose weights are kept: "loss", of which the
         lowest is best, or one of the objective's metrics, of which the highest is, or of errors
@@ -73,14 +74,18 @@ class Recipe:
         Epochs without a validation figure better by `min_delta` before the run ends.
     min_delta : float
         In units of the figure.
-    schedule : {"plateau", "cosine", "constant"}
+    schedule : {"plateau", "cosine", "constant", "linear"}
         Of the learning rate: multiplied by `plateau_factor` after `plateau_patience` epochs
         without a better validation loss; or half a cosine from the start to the last of `epochs`,
-        which gets more out of a fixed small number of epochs; or left as it is.
+        which gets more out of a fixed small number of epochs; or left as it is; or in a straight
+        line from epoch `decay_from` on to epoch `decay_to`, counted from 0, and constant before and
+        behind.
     final_learning_rate : float
-        Where the cosine would come to after the last epoch.
+        Where the cosine would come to after the last epoch, and the line comes to.
     cosine_interval : int
         Batches from one rate of the cosine to the next, begun anew in each epoch; 0 is an epoch.
+    decay_from, decay_to : int, int or None
+        None: at `epochs`.
     plateau_patience, plateau_factor : int, float
     checkpoint_interval : int
         Epochs between numbered checkpoints; 0 for none.
@@ -93,6 +98,8 @@ class Recipe:
         fewer steps. "keep" does so without the measurement, to go on from a network that was
         trained: its weights are used to its statistics.
     seed : int
+    descent : Descent
+        Which optimizer trains; Adam by default.
 
     Raises
     ------
@@ -116,10 +123,13 @@ class Recipe:
     cosine_interval: int = 0
     plateau_patience: int = 5
     plateau_factor: float = 0.1
+    decay_from: int = 0
+    decay_to: int | None = None
     checkpoint_interval: int = 10
     checkpoint_minutes: float = 10
     batch_norm: str = "train"
     seed: int = 20180216
+    descent: Descent = field(default_factory=Descent)
 
     def __post_init__(self):
         for name, value, least in (
@@ -129,23 +139,25 @@ class Recipe:
             ("plateau_patience", self.plateau_patience, 0),
             ("cosine_interval", self.cosine_interval, 0),
             ("checkpoint_interval", self.checkpoint_interval, 0),
+            ("decay_from", self.decay_from, 0),
+            ("decay_to", self.decay_end, self.decay_from + 1),
             ("seed", self.seed, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ParameterError(f"{name}={value!r} is not a whole number ≥ {least}")
         if self.seed >= 2**32:
             raise ParameterError(f"seed={self.seed} is not below 2^32, as NumPy's seeds are")
-        if self.schedule not in ("plateau", "cosine", "constant"):
+        if self.schedule not in ("plateau", "cosine", "constant", "linear"):
             raise ParameterError(
-                f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine', 'constant'"
+                f"schedule={self.schedule!r}; allowed: 'plateau', 'cosine', 'constant', 'linear'"
             )
         if self.best_from >= self.epochs:
             raise ParameterError(
                 f"best_from={self.best_from} leaves none of {self.epochs} epochs to be the best"
             )
         for name in (
-            *("learning_rate", "min_delta", "plateau_factor", "checkpoint_minutes"),
-            "final_learning_rate",
+            *("learning_rate", "final_learning_rate", "min_delta"),
+            *("plateau_factor", "checkpoint_minutes"),
         ):
             if isinstance(getattr(self, name), bool) or not isinstance(
                 getattr(self, name), int | float | np.number
@@ -167,3 +179,29 @@ class Recipe:
             raise ParameterError(
                 f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze', 'keep'"
             )
+
+    @property
+    def decay_end(self) -> int:
+        """`decay_to`, the last of `epochs` if there is none."""
+        return max(self.epochs, self.decay_from + 1) if self.decay_to is None else self.decay_to
+
+    def rate(self, epoch: float) -> float:
+        """The learning rate of an epoch, from 0, as far as the loss does not change it.
+
+        Within an epoch, of a fraction.
+
+        Examples
+        --------
+        >>> recipe = Recipe(learning_rate=1e-3, schedule="linear", decay_from=100)
+        >>> [round(recipe.rate(epoch), 6) for epoch in (0, 100, 200, 300)]
+        [0.001, 0.001, 0.0005, 0.0]
+        """
+        if self.schedule == "cosine":
+            span = self.learning_rate - self.final_learning_rate
+            cosine = 0.5 + 0.5 * math.cos(math.pi * epoch / self.epochs)
+            return self.final_learning_rate + span * cosine
+        if self.schedule == "linear":
+            share = (epoch - self.decay_from) / (self.decay_end - self.decay_from)
+            share = min(max(share, 0), 1)
+            return self.learning_rate + share * (self.final_learning_rate - self.learning_rate)
+        return self.learning_rate

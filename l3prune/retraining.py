@@ -18,6 +18,7 @@ from l3prune import avc, graph, models, surgery
 from l3prune.audio import find_audio, load_audio
 from l3prune.correspondence import correspondence, train_correspondence
 from l3prune.datasets.avc import open_pairs
+from l3prune.descent import descent_of
 from l3prune.devices import Devices
 from l3prune.distillation import check_pair, distill, open_pair, unexplained_variance
 from l3prune.errors import ParameterError
@@ -371,6 +372,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return Recipe(
         epochs=args.num_epochs,
         learning_rate=args.learning_rate,
+        descent=descent_of(args),
         best_by=args.best_by,
         best_from=args.best_from,
         early_stopping_patience=args.early_stopping_patience,
@@ -380,6 +382,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
         cosine_interval=args.cosine_interval,
         plateau_patience=args.plateau_patience,
         plateau_factor=args.plateau_factor,
+        decay_from=args.decay_from,
+        decay_to=args.decay_to,
         checkpoint_interval=args.checkpoint_interval,
         checkpoint_minutes=args.checkpoint_minutes,
         batch_norm=args.batch_norm,

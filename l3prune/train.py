@@ -17,10 +17,14 @@ from l3prune.arguments import (
 )
 from l3prune.configs import json_object, read_options, typed_options
 from l3prune.datasets.splits import SPLIT
-from l3prune.errors import command
+from l3prune.descent import descent_of
+from l3prune.errors import ParameterError, command
 from l3prune.files import new_folder, write_table
 from l3prune.quiet import load_tensorflow
-from l3prune.runs import check_begun, check_run_name, told, write_config
+from l3prune.runs import CONFIG, check_begun, check_run_name, told, write_config
+
+#: In a run's folder, once it is finished.
+REPORT = "report.json"
 
 POSITIONALS = {
     "network": "a name of create_network whose output are classes, such as dcase2021",
@@ -65,6 +69,7 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
         best_by="accuracy",
         patience=200,
         batch_size=16,
+        several=True,
     )
     device_options(parser.add_argument_group("devices"))
     running = parser.add_argument_group("running")
@@ -77,16 +82,51 @@ def _parser(optional: Collection[str] = ()) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; see `python -m l3prune.train --help`."""
     args = _parse(argv)
+    words = ["python", "-m", "l3prune.train", *(sys.argv[1:] if argv is None else argv)]
     load_tensorflow()
+    if isinstance(args.regularization, list):
+        _path(args, words)
+    else:
+        _run(args, words, _parent(args))
+
+
+def _parent(args: argparse.Namespace) -> Path:
+    return Path(args.output_dir) / "labels" / args.dataset / args.network
+
+
+def _path(args: argparse.Namespace, words: list[str]) -> None:
+    """A run for each lambda; those that are finished are found again."""
+    from l3prune import lambda_path
+
+    folder = _parent(args) / (args.run_name or "path")
+    rows = []
+    for value in args.regularization:
+        run_dir = folder / f"lambda-{value:g}"
+        one = argparse.Namespace(**{**vars(args), "regularization": value})
+        one.run_name = run_dir.name
+        if (run_dir / REPORT).is_file():
+            check_begun(run_dir, told(one), sorted(told(one)))
+        else:
+            one.continue_model_dir = run_dir if (run_dir / CONFIG).is_file() else None
+            _run(one, words, folder)
+        rows.append(lambda_path.row(run_dir, value))
+        lambda_path.write(folder, rows)
+    print((folder / lambda_path.PATH).read_text(encoding="utf-8"), end="")
+    print(folder)
+
+
+def _run(args: argparse.Namespace, words: list[str], parent: Path) -> None:
+    """One run, in a new folder below `parent` or the one that is continued."""
     import tf_keras as keras
 
     from l3prune import devices, models
     from l3prune.checkpoints import LATEST
-    from l3prune.classification import network_for, objective_of, train_on_labels
+    from l3prune.classification import network_for, objective_of, train_on_labels, trained_part
     from l3prune.corpus import Corpus
     from l3prune.evaluation import Report, measure, plot_history
     from l3prune.retraining import recipe_of
     from l3prune.training import environment
+    from l3prune.zero_filters import group_sparsity, make_optimizer
 
     here = devices.begin(args.distribute, args.precision, args.xla, quiet=args.quiet)
     here.check_batch(args.train_batch_size)
@@ -101,6 +141,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         network = models.load(args.weights, args.network, **given)
         data.check_weights(args.weights)
     data.check(network)
+    if recipe.descent.sparse:
+        # What cannot be made zero shows before audio is decoded.
+        make_optimizer(recipe, trained_part(network), 1)
     objective_of(network, data.dataset.multi_label).figure(recipe.best_by)
     resumed = False
     cache_dir = Path(args.cache_dir or Path(args.output_dir) / "cache")
@@ -113,7 +156,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             # The chief's word: a network file system shows the others a new file late.
             resumed = here.told_by_chief("yes" if (run_dir / LATEST).is_file() else "no") == "yes"
         else:
-            parent = Path(args.output_dir) / "labels" / args.dataset / args.network
             run_dir = folders.enter_context(here.new_run_dir(parent, args.run_name))
         data.open(network, cache_dir, quiet=args.quiet)
         if args.weights is None:
@@ -122,9 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             network = network_for(args.network, data.dataset.labels, data.train, **given)
             data.normalise_for(network)
         if here.chief:
-            words = sys.argv[1:] if argv is None else argv
-            command_line = ["python", "-m", "l3prune.train", *words]
-            write_config(run_dir, command_line, told(args), environment())
+            write_config(run_dir, words, told(args), environment())
             write_table(run_dir / SPLIT, data.parts())
     with here.watched():
         history = train_on_labels(
@@ -148,6 +188,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     plot_history(history, run_dir / "history.png")
     figures, details = data.figures(network, quiet=args.quiet)
+    if recipe.descent.sparse:
+        figures["group_sparsity"] = group_sparsity(network)
     report = Report().with_row("trained", **figures, **measure(network))
     data.write_report(run_dir, report, {"trained": details})
     print(report)
@@ -163,6 +205,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.set_defaults(**config)
     args = parser.parse_args(argv)
     check_run_name(args.run_name)
+    lambdas = args.regularization
+    if lambdas is not None and len(lambdas) == 1:
+        (args.regularization,) = lambdas
+    elif lambdas is not None:
+        if len({*lambdas}) < len(lambdas):
+            raise ParameterError("--lambda has a value twice; give each once")
+        if args.continue_model_dir is not None:
+            raise ParameterError(
+                "several values of --lambda go on by themselves: give the same command without "
+                "--continue-model-dir"
+            )
+        if args.distribute == "multiworker":
+            raise ParameterError("several values of --lambda are for one worker; give one value")
+    for value in lambdas or [None]:
+        descent_of(argparse.Namespace(**{**vars(args), "regularization": value}))
     return args
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import os
 import platform
 import sys
@@ -37,6 +36,7 @@ from l3prune.interruption import noted
 from l3prune.ranking import Lwlrap
 from l3prune.recipes import EMBEDDING, Objective, Recipe
 from l3prune.weights import load_network
+from l3prune.zero_filters import make_optimizer
 
 #: Enough for the means and variances that BatchNorm needs; more would only cost time.
 _CALIBRATION_BATCHES = 64
@@ -170,13 +170,14 @@ def fit(
                 set_trainable(norms, False)
             if pruner is not None:
                 pruner.changed = functools.partial(_masks_changed, network, devices, measure)
-            _compile(network, recipe.learning_rate, objective, devices)
+            _compile(network, recipe, steps_per_epoch, objective, devices)
             steps = network.optimizer.iterations
             held.enter_context(dropout.by_step(network, recipe.seed, steps))
             data = {"seed": recipe.seed, "precision": devices.precision, **(data or {})}
             # Checkpoints from before there was a choice do not tell it.
             data |= {} if best_by == "val_loss" else {"best_by": recipe.best_by}
             data |= {"best_from": recipe.best_from} if recipe.best_from else {}
+            data["optimizer"] = str(recipe.descent)
             devices.check_alike("the run", repr((recipe, steps_per_epoch, data, resume)).encode())
             progress = Progress(data=data)
             if resume:
@@ -246,11 +247,15 @@ def _masks_changed(
 
 
 def _compile(
-    network: keras.Model, learning_rate: float, objective: Objective, devices: Devices
+    network: keras.Model,
+    recipe: Recipe,
+    steps_per_epoch: int,
+    objective: Objective,
+    devices: Devices,
 ) -> None:
     """Compile a network, and build now what Keras builds within the first step."""
     with devices.scope():
-        optimizer = keras.optimizers.Adam(learning_rate)
+        optimizer = make_optimizer(recipe, network, steps_per_epoch)
         if devices.precision == "mixed_float16":
             optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
         network.compile(
@@ -347,6 +352,8 @@ def _rules(
         return [stopper]
     if recipe.schedule == "cosine":
         return [stopper, _Cosine(recipe, steps_per_epoch)]
+    if recipe.schedule == "linear":
+        return [stopper, keras.callbacks.LearningRateScheduler(recipe.rate)]
     schedule = _LatePlateau(
         settled, "val_loss", factor=recipe.plateau_factor, patience=recipe.plateau_patience
     )
@@ -373,10 +380,7 @@ class _Cosine(keras.callbacks.Callback):
             self._set(batch // self.interval)
 
     def _set(self, change: int) -> None:
-        recipe = self.recipe
-        done = (self.epoch + change / self.changes) / recipe.epochs
-        last = recipe.final_learning_rate
-        rate = last + (recipe.learning_rate - last) * (0.5 + 0.5 * math.cos(math.pi * done))
+        rate = self.recipe.rate(self.epoch + change / self.changes)
         keras.backend.set_value(self.model.optimizer.learning_rate, rate)
 
 

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from l3prune.audio import load_audio
-from l3prune.datasets import Dataset, list_datasets, load_dataset
+from l3prune.datasets import Dataset, dcase2017, dcase2018, list_datasets, load_dataset
 from l3prune.errors import L3PruneError, ParameterError
 
 
@@ -104,6 +104,53 @@ def make_dcase2021(root: Path) -> Path:
     return root
 
 
+def write_lists(root, lists):
+    """Lists without a header, a tab between columns, and the clips that they name."""
+    for name, rows in lists.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join("\t".join(row) + "\n" for row in rows))
+        folder = path.parent.parent if path.parent.name == "evaluation_setup" else path.parent
+        for file, *_ in rows:
+            write_sound(folder / file)
+    return root
+
+
+def make_dcase2018(root: Path) -> Path:
+    """Three clips of two scenes, one of which is tested on."""
+    write_lists(
+        root,
+        {
+            "evaluation_setup/fold1_train.txt": [
+                ("audio/bus-lyon-1018-40000-a.wav", "bus"),
+                ("audio/airport-paris-203-6126-a.wav", "airport"),
+            ],
+            "evaluation_setup/fold1_evaluate.txt": [("audio/bus-milan-10-291-a.wav", "bus")],
+        },
+    )
+    (root / "meta.csv").write_text(
+        "filename\tscene_label\tidentifier\tsource_label\n"
+        "audio/bus-lyon-1018-40000-a.wav\tbus\tlyon-1018\ta\n"
+        "audio/airport-paris-203-6126-a.wav\tairport\tparis-203\ta\n"
+        "audio/bus-milan-10-291-a.wav\tbus\tmilan-10\ta\n"
+    )
+    return root
+
+
+def make_dcase2017(root: Path) -> Path:
+    """Two clips of the development set, one of the evaluation set."""
+    return write_lists(
+        root,
+        {
+            "TUT-acoustic-scenes-2017-development/meta.txt": [
+                ("audio/b020_90_100.wav", "beach", "b020"),
+                ("audio/a001_10_20.wav", "cafe/restaurant", "a001"),
+            ],
+            "TUT-acoustic-scenes-2017-evaluation/meta.txt": [("audio/1.wav", "beach")],
+        },
+    )
+
+
 # A miniature tree of three clips, and (fold, stem, label) of each, in the order of the dataset.
 MINIATURES = {
     "us8k": (
@@ -136,6 +183,22 @@ MINIATURES = {
             (1, "airport-paris-203-6126-b", "airport"),
             (1, "bus-lyon-1018-40000-a", "bus"),
             (2, "airport-milan-10-291-s4", "airport"),
+        ],
+    ),
+    "dcase2017": (
+        make_dcase2017,
+        [
+            (1, "a001_10_20", "cafe/restaurant"),
+            (1, "b020_90_100", "beach"),
+            (2, "1", "beach"),
+        ],
+    ),
+    "dcase2018": (
+        make_dcase2018,
+        [
+            (1, "airport-paris-203-6126-a", "airport"),
+            (1, "bus-lyon-1018-40000-a", "bus"),
+            (2, "bus-milan-10-291-a", "bus"),
         ],
     ),
     "dcase2013": (
@@ -407,6 +470,67 @@ def test_scene_lists_that_are_wrong(tmp_path, file, old, new, message):
     path.write_text(text.replace(old, new))
     with pytest.raises(L3PruneError, match=message):
         load_dataset("dcase2021", tmp_path)
+
+
+def test_clips_of_2017_and_2018_have_their_recordings(tmp_path):
+    for name, make, expected in (
+        ("dcase2017", make_dcase2017, ["a001", "b020", None]),
+        ("dcase2018", make_dcase2018, ["paris-203", "lyon-1018", None]),
+    ):
+        clips = load_dataset(name, make(tmp_path / name)).clips
+        assert [clip.group for clip in clips] == expected
+
+
+def test_clips_of_2017_and_2018_are_counted(tmp_path, monkeypatch):
+    # Lists as long as the official ones; whether each clip is there, is not asked.
+    monkeypatch.setattr(Path, "is_file", lambda self: True)
+    setup = tmp_path / "evaluation_setup"
+    setup.mkdir()
+    meta = ["filename\tscene_label\tidentifier"]
+    for name, count in (("train", 6122), ("evaluate", 2518)):
+        scenes = dcase2018.SCENES
+        rows = [(f"audio/{name}{n}.wav", scenes[n % len(scenes)]) for n in range(count)]
+        (setup / f"fold1_{name}.txt").write_text("".join(f"{a}\t{b}\n" for a, b in rows))
+        meta += [f"{a}\t{b}\tplace{n // 9}" for n, (a, b) in enumerate(rows)]
+    (tmp_path / "meta.csv").write_text("\n".join(meta) + "\n")
+    dataset = load_dataset("dcase2018", tmp_path)
+    assert np.bincount([clip.fold for clip in dataset.clips]).tolist() == [0, 6122, 2518]
+    assert len(dataset.labels) == 10
+    for part, count in (("development", 4680), ("evaluation", 1620)):
+        folder = tmp_path / f"TUT-acoustic-scenes-2017-{part}"
+        folder.mkdir()
+        scenes = dcase2017.SCENES
+        (folder / "meta.txt").write_text(
+            "".join(f"audio/{n}.wav\t{scenes[n % 15]}\tr{n}\n" for n in range(count))
+        )
+    dataset = load_dataset("dcase2017", tmp_path)
+    assert np.bincount([clip.fold for clip in dataset.clips]).tolist() == [0, 4680, 1620]
+    targets = [clip.target for clip in dataset.clips if clip.fold == 1]
+    assert np.bincount(targets).tolist() == [312] * 15
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("fold1_train.txt", "\tbus", "\tbuss", "line 1: scene 'buss' is unknown; known: airport"),
+        ("fold1_train.txt", "\tbus", "", "line 1 has no scene; complete or remove the row"),
+        ("fold1_train.txt", "audio/bus", "audio/Bus", "line 1: audio/Bus.* not in .* meta file"),
+        (
+            "fold1_evaluate.txt",
+            "bus-milan-10-291-a.wav",
+            "bus-lyon-1018-40000-a.wav",
+            "fold1_evaluate.txt line 1: .* listed twice",
+        ),
+        ("fold1_evaluate.txt", "milan", "rome", "1 of 3 listed files are missing"),
+    ],
+)
+def test_lists_of_clips_that_are_wrong(tmp_path, file, old, new, message):
+    path = make_dcase2018(tmp_path) / "evaluation_setup" / file
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(L3PruneError, match=message):
+        load_dataset("dcase2018", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["meta.csv", "evaluation_setup/fold1_evaluate.csv"])

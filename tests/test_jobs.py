@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import json
 import os
 import re
 import shutil
@@ -403,6 +404,38 @@ def test_a_sweep_makes_good_rows_and_refuses_bad_ones(slurm, data, submitted):
         assert state == "FAILED", log
         assert message in log
         assert "Traceback" not in log
+
+
+@pytest.mark.slow
+@pytest.mark.slurm
+def test_parts_of_a_table_across_methods(slurm, data, tmp_path):
+    """Both tasks of the array measure their part, and one of them writes the table."""
+    config = {
+        "network": str(WEIGHTS),
+        "dataset": "us8k",
+        "hop_size": 0.5,
+        "rounds": 1,
+        "filterwise": ["l1", "random"],
+        "ratios": [50],
+        "num_epochs": 1,
+        "train_epoch_size": 1,
+        "train_batch_size": 2,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    variables = {"CONFIG": tmp_path / "config.json", "DATA": data / "corpus"}
+    job = slurm.submit("compare", options=("--array=1-2",), OUT=tmp_path / "out", **variables)
+    logs = slurm.completed(job)
+    assert all(f"--task {task} --tasks 2" in logs[f"{job}_{task}"] for task in (1, 2)), logs
+    measured = [path.stem for path in (tmp_path / "out/work/cells").glob("fold*.json")]
+    # Three folds: the network as it is, and two criteria.
+    assert len(measured) == 9
+    with open(tmp_path / "out" / "methods.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3 * (1 + 2 * 2)
+    beyond = slurm.submit(
+        "compare", options=("--array=3",), OUT=tmp_path / "out", TASKS=2, **variables
+    )
+    slurm.failed(beyond, "there are 2 parts")
 
 
 def refused(slurm, data, *arguments, script="distil-layerwise", options=(), **variables):

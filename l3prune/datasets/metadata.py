@@ -140,9 +140,11 @@ def load_csv_corpus(name: str, data_dir: Path, layout: CsvLayout) -> Dataset:
 
 
 def read_rows(
-    path: Path, columns: tuple[str, ...], delimiter: str = ","
+    path: Path, columns: tuple[str, ...], delimiter: str = ",", *, header: bool = True
 ) -> list[tuple[int, dict[str, str]]]:
     """(line number, row) of every row of a csv; each of `columns` is present and not empty.
+
+    Without a header the first columns are these.
 
     Raises
     ------
@@ -161,7 +163,7 @@ def read_rows(
     try:
         # utf-8-sig: spreadsheets put a byte-order mark in front of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file, None if header else columns, delimiter=delimiter)
             absent = [column for column in columns if column not in (reader.fieldnames or ())]
             if absent:
                 raise L3PruneError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from l3prune import extensions
 from l3prune.errors import ParameterError
 from l3prune.labels import Labels
 
@@ -63,7 +64,13 @@ def network(
     claimed : callable, arguments -> tuple of int, or None
         The filters of convolutions and units of dense layers, in their order, of the network that
         the builder makes with these arguments: a weight file must hold as many before anything is
-        built from what it says. None: of families that `detection` knows by itself.
+        built from what it says. None: of families that `detection` knows by itself; weight files of
+        others cannot be loaded without.
+
+    Raises
+    ------
+    ParameterError
+        Another module has a network of this name.
 
     Examples
     --------
@@ -76,6 +83,12 @@ def network(
     """
 
     def register(builder: Callable[..., Any]) -> Callable[..., Any]:
+        before = _BUILDERS.get(name, builder)
+        if before.__module__ != builder.__module__:
+            raise ParameterError(
+                f"network {name!r} of {builder.__module__} is there already, in "
+                f"{before.__module__}; give it another name"
+            )
         _BUILDERS[name] = builder
         if widths is not None:
             _WIDTHS[name] = widths
@@ -87,7 +100,7 @@ def network(
 
 
 def list_networks() -> list[str]:
-    """Names that `create_network` knows.
+    """Names that `create_network` knows, those that other packages add among them.
 
     Examples
     --------
@@ -96,7 +109,19 @@ def list_networks() -> list[str]:
     """
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
-    return list(_BUILDERS)
+    return list(dict.fromkeys([*_BUILDERS, *extensions.names(extensions.NETWORKS)]))
+
+
+def _builder(name: str) -> Callable[..., Any] | None:
+    """What builds a network; None for an unknown name."""
+    if name in list_networks() and name not in _BUILDERS:
+        extensions.load(extensions.NETWORKS, name)
+        if name not in _BUILDERS:
+            raise ParameterError(
+                f"network {extensions.told(extensions.NETWORKS, name)} registers nothing of this "
+                f"name; decorate its builder with @network({name!r})"
+            )
+    return _BUILDERS.get(name)
 
 
 def create_network(name: str, **arguments: Any):
@@ -124,11 +149,11 @@ def create_network(name: str, **arguments: Any):
     >>> create_network("sea64").output_shape
     (None, 64)
     """
-    known = list_networks()
-    if name not in known:
-        raise ParameterError(f"network {name!r} is unknown; known: {', '.join(known)}")
+    builder = _builder(name)
+    if builder is None:
+        raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
     try:
-        built = _BUILDERS[name](**arguments)
+        built = builder(**arguments)
     except TypeError as error:
         raise ParameterError(f"network {name}: {error}") from error
     return attach_config(built, NetworkConfig(name, arguments))
@@ -142,7 +167,8 @@ def takes(name: str, argument: str) -> bool:
     >>> takes("dcase2021", "classes"), takes("sea64", "classes")
     (True, False)
     """
-    return name in list_networks() and argument in inspect.signature(_BUILDERS[name]).parameters
+    builder = _builder(name)
+    return builder is not None and argument in inspect.signature(builder).parameters
 
 
 def attach_config(built, config: NetworkConfig):
@@ -230,7 +256,7 @@ def claimed_widths(config: NetworkConfig) -> tuple[int, ...] | None:
     >>> claimed_widths(NetworkConfig("cnn14", {"classes": 10}))[-3:]
     (2048, 2048, 10)
     """
-    list_networks()  # imports them
+    _builder(config.name)  # imports it
     claimed = _CLAIMED.get(config.name)
     return None if claimed is None else claimed(config.arguments)
 
