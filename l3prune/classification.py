@@ -102,8 +102,8 @@ def open_maps(
     Returns
     -------
     maps : LabelledMaps
-        Of all clips, for this network's normalisation. Of a network that hears clips in segments,
-        `segments.SegmentedMaps` of whole clips, for which nothing is filled.
+        Of all clips, for this network's normalisation; of a network that hears clips in segments
+        `segments.SegmentedMaps`, for which nothing is filled.
 
     Raises
     ------
@@ -126,8 +126,8 @@ def open_maps(
     raw = layer.unnormalised()
     told = json.dumps([type(raw).__name__, raw.get_config()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
-    channels = int(network.input_shape[1])
-    samples = int(network.input_shape[2]) if layer.segment_frames is None else None
+    channels, samples = network.input_shape[1:]
+    samples = samples if layer.segment_frames is None else None
     forward = tf.function(
         lambda waveforms: raw(waveforms),
         input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
@@ -143,9 +143,8 @@ def open_maps(
             f"{dataset.name} is here as spectrograms of another network than {network.name}; give "
             "its audio"
         )
-    audio = ClipAudio(
-        [clip.path for clip in dataset.clips], layer.sample_rate, samples, fill, channels
-    )
+    paths = [clip.path for clip in dataset.clips]
+    audio = ClipAudio(paths, layer.sample_rate, samples, fill, channels)
     shape = tuple(int(size) for size in layer.output_shape[1:])
     maps = label_maps(dataset, audio, compute, shape, key, cache_dir, quiet=quiet)
     return maps.normalised(layer.normalise)
@@ -365,9 +364,7 @@ def train_on_labels(
 
 
 def part_for(network: keras.Model, source: LabelledSource) -> keras.Model:
-    """The network, or what is behind its front end: whichever takes the inputs of a source.
-
-    Of a source of clips in segments, what is behind the front end and then the means of clips.
+    """What takes the inputs of a source: the network, what is behind its front end, clips' means.
 
     Raises
     ------
