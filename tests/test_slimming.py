@@ -120,7 +120,7 @@ def test_layers_without_a_norm_of_their_own_stay_whole():
 def test_the_gradient_has_the_sign_of_the_scale_added():
     network = marked("fat2019", input="log_mel")
     norm = network.get_layer("batch_normalization_2")
-    norm.gamma.assign([0.0, -0.5])
+    norm.gamma.assign([0.0, -0.25])
     penalised = with_penalty(network, 0.125)
     gamma = penalised.get_layer("batch_normalization_2").gamma
     with tf.GradientTape() as tape:
