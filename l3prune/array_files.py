@@ -19,7 +19,8 @@ from l3prune.pickles import Machine, Refused, described, reading
 
 _MAX_AXES = 16
 
-_RECONSTRUCT, _NDARRAY, _DTYPE, _ENCODE = "_reconstruct", "ndarray", "dtype", "encode"
+_RECONSTRUCT, _NDARRAY, _DTYPE = "_reconstruct", "ndarray", "dtype"
+_ENCODE, _BYTES = "encode", "bytes"
 
 #: What a pickle may name: the parts of an array.
 _NAMES = {
@@ -27,6 +28,8 @@ _NAMES = {
     ("numpy", "ndarray"): _NDARRAY,
     ("numpy", "dtype"): _DTYPE,
     ("_codecs", "encode"): _ENCODE,
+    # Protocol 2 has no other word for no bytes.
+    ("__builtin__", "bytes"): _BYTES,
 }
 
 
@@ -53,7 +56,7 @@ def read_arrays(path: str | os.PathLike[str]) -> list[np.ndarray]:
     Parameters
     ----------
     path : str or path-like
-        A pickle of protocol 4 at most, of a list or tuple of arrays of numbers.
+        A pickle of protocol 4 or an earlier one, of a list or tuple of arrays of numbers.
 
     Returns
     -------
@@ -110,6 +113,8 @@ class _Arrays(Machine):
             self.stack.append(_Type(_dtype(arguments[0])))
         elif called.name == _ENCODE and arguments[1:] == ("latin1",):
             self.stack.append(arguments[0].encode("latin1"))
+        elif called.name == _BYTES and arguments == ():
+            self.stack.append(b"")
         else:
             raise TypeError(f"numpy's {called.name} is called")
 

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from l3prune.networks import (
 )
 from l3prune.recipes import Objective, Recipe
 from l3prune.segments import segmented_maps
-from l3prune.slimming import check_strength, slimmed_norms, with_penalty
+from l3prune.slimming import check_penalised, check_strength, with_penalty
 from l3prune.training import fit
 from l3prune.windows import batch_indices, evenly
 
@@ -103,8 +102,8 @@ def open_maps(
     Returns
     -------
     maps : LabelledMaps
-        Of all clips, for this network's normalisation. Of a network that hears clips in segments,
-        `segments.SegmentedMaps` of whole clips, for which nothing is filled.
+        Of all clips, for this network's normalisation; of a network that hears clips in segments
+        `segments.SegmentedMaps`, for which nothing is filled.
 
     Raises
     ------
@@ -127,42 +126,27 @@ def open_maps(
     raw = layer.unnormalised()
     told = json.dumps([type(raw).__name__, raw.version, raw.get_config()], sort_keys=True)
     key = hashlib.sha256(told.encode()).hexdigest()[:12]
-    if layer.segment_frames is not None:
-        whole = tf.function(
-            lambda waveforms: raw(waveforms),
-            input_signature=[tf.TensorSpec((1, 1, None), tf.float32)],
-        )
-        return segmented_maps(
-            dataset,
-            lambda waveform: whole(waveform).numpy(),
-            layer.sample_rate,
-            layer.least_samples,
-            layer.segment_frames,
-            key,
-            Path(cache_dir),
-            quiet=quiet,
-        )
+    channels, samples = network.input_shape[1:]
+    samples = samples if layer.segment_frames is None else None
+    forward = tf.function(
+        lambda waveforms: raw(waveforms),
+        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
+    )
+
+    def compute(waveforms: np.ndarray) -> np.ndarray:
+        return forward(waveforms).numpy()
+
+    if samples is None:
+        return segmented_maps(dataset, compute, layer, key, cache_dir, quiet=quiet)
     if dataset.maps is not None:
         raise ParameterError(
             f"{dataset.name} is here as spectrograms of another network than {network.name}; give "
             "its audio"
         )
-    channels, samples = (int(size) for size in network.input_shape[1:])
     paths = [clip.path for clip in dataset.clips]
     audio = ClipAudio(paths, layer.sample_rate, samples, fill, channels)
-    compute = tf.function(
-        lambda waveforms: raw(waveforms),
-        input_signature=[tf.TensorSpec((None, channels, samples), tf.float32)],
-    )
-    maps = label_maps(
-        dataset,
-        audio,
-        lambda waveforms: compute(waveforms).numpy(),
-        tuple(int(size) for size in layer.output_shape[1:]),
-        key,
-        cache_dir,
-        quiet=quiet,
-    )
+    shape = tuple(int(size) for size in layer.output_shape[1:])
+    maps = label_maps(dataset, audio, compute, shape, key, cache_dir, quiet=quiet)
     return maps.normalised(layer.normalise)
 
 
@@ -333,12 +317,11 @@ def train_on_labels(
         raise ParameterError("training and validation are not both waveforms, or both maps")
     if augment is not None and len(part.inputs) > 1:
         raise ParameterError(
-            f"network {network.name} hears clips in segments, and batches of these cannot be "
-            "changed; leave the augmentation out"
+            f"network {network.name} hears clips in segments, which cannot be augmented; drop that"
         )
     check_strength(gamma_l1)
     if gamma_l1:
-        part = with_penalty(part, gamma_l1, slimmed_norms(network))
+        part = with_penalty(part, gamma_l1, check_penalised(network))
     if batch_size > len(train):
         raise ParameterError(
             f"training batches of {batch_size} are more than the {len(train)} training clips; give "
@@ -381,9 +364,7 @@ def train_on_labels(
 
 
 def part_for(network: keras.Model, source: LabelledSource) -> keras.Model:
-    """The network, or what is behind its front end: whichever takes the inputs of a source.
-
-    Of a source of clips in segments, what is behind the front end and then the means of clips.
+    """What takes the inputs of a source: the network, what is behind its front end, clips' means.
 
     Raises
     ------
@@ -437,10 +418,19 @@ def predict(
     network: keras.Model,
     source: LabelledSource,
     *,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
     """What a network says of all inputs, and their targets.
+
+    Parameters
+    ----------
+    network : keras.Model
+    source : LabelledSource
+    batch_size : int or None
+        Inputs at once. None takes 64; of clips in segments 8, which are many more segments.
+    quiet : bool
+        No progress bar.
 
     Returns
     -------
@@ -455,8 +445,11 @@ def predict(
     array([[0.5, 0.5],
            [0.5, 0.5]], dtype=float32)
     """
+    part = part_for(network, source)
+    if batch_size is None:
+        batch_size = 64 if len(part.inputs) == 1 else 8
     check_sizes(batch_size=batch_size)
-    infer = inference(part_for(network, source))
+    infer = inference(part)
     logits = _activation(network) == "linear"
     found, wanted = [], []
     batches = evenly(len(source), batch_size, None)
@@ -476,7 +469,7 @@ def evaluate(
     source: LabelledSource,
     *,
     groups: Mapping[str, list[str]] | None = None,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """How well a network tells the classes; see `metrics.class_report`.
@@ -489,7 +482,8 @@ def evaluate(
     source : LabelledSource
     groups : mapping of str to list of str, or None
         Kind of group, such as "device" -> the group of each input.
-    batch_size : int
+    batch_size : int or None
+        See `predict`.
     quiet : bool
         No progress bar.
 

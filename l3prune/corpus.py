@@ -22,6 +22,7 @@ from l3prune.files import atomic_write, write_json
 from l3prune.labelled import LabelledMaps, LabelledSource
 from l3prune.networks import network_config
 from l3prune.packed_clips import PackedClips, computed_maps, pack_clips
+from l3prune.slimming import check_penalised, check_strength
 
 #: In a run's folder: figures by network, those by class and device, and a table for people.
 REPORT, DETAILS, TABLE = "report.json", "labels.json", "report.md"
@@ -45,6 +46,8 @@ class Corpus:
     packed : str or None
         A file of packed clips, which maps are computed from in each step; see `packed_clips`. One
         that is there is the corpus, else `open` writes it. None keeps all maps on disk.
+    gamma_l1
+        Strength of the penalty on scales, see `slimming`.
 
     Attributes
     ----------
@@ -79,10 +82,12 @@ class Corpus:
         sampler: str = "uniform",
         augment: Sequence[str] = (),
         packed: str | None = None,
+        gamma_l1: float = 0.0,
     ) -> None:
         if sampler not in SAMPLERS:
             raise ParameterError(f"sampler {sampler!r} is unknown; {', '.join(SAMPLERS)}")
         BatchChange(tuple(augment))  # refuses unknown ones
+        check_strength(gamma_l1)
         self._packed = None if packed is None else Path(packed)
         self._clips: PackedClips | None = None
         if self._packed is not None and self._packed.exists():
@@ -100,6 +105,7 @@ class Corpus:
         self.fill = fill
         self.sampler = sampler
         self.changes = tuple(augment)
+        self.gamma_l1 = gamma_l1
 
     def _check_classes(self) -> None:
         """Tell which classes will have no figures, before a clip is decoded."""
@@ -135,6 +141,7 @@ class Corpus:
             args.sampler,
             args.augment or (),
             args.packed,
+            args.gamma_l1,
         )
 
     def check(self, network: keras.Model) -> None:
@@ -144,6 +151,13 @@ class Corpus:
             self._check_packable(network)
         if self._clips is not None:
             self._clips.check(*form, self.fill)
+        if front_end_layer(network).segment_frames is not None and self.changes:
+            raise ParameterError(
+                f"network {network.name} hears clips in segments, which cannot be augmented; leave "
+                "--augment out"
+            )
+        if self.gamma_l1:
+            check_penalised(network)
         classes = len(self.dataset.labels)
         named = network_config(network).labels
         if network.output_shape != (None, classes):

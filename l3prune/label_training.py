@@ -129,7 +129,7 @@ class LabelTraining(Retraining):
             folder,
             recipe=recipe,
             augment=self.corpus.change(student),
-            gamma_l1=self.args.gamma_l1,
+            gamma_l1=self.corpus.gamma_l1,
             **self._sizes(),
             pruner=update,
             devices=self.devices,

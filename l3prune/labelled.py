@@ -271,6 +271,20 @@ def multi_hot(dataset: Dataset) -> np.ndarray:
     return targets
 
 
+def groups_of(dataset: Dataset) -> dict[str, tuple[str, ...]]:
+    """What clips of a corpus are told apart by, besides their classes; see `LabelledMaps.groups`.
+
+    Examples
+    --------
+    >>> from l3prune.datasets import Clip
+    >>> groups_of(Dataset("toy", (Clip(Path("a.wav"), 1, 0, device="s1"),), ("dog",)))
+    {'device': ('s1',)}
+    """
+    if all(clip.device is not None for clip in dataset.clips):
+        return {"device": tuple(str(clip.device) for clip in dataset.clips)}
+    return {}
+
+
 def label_maps(
     dataset: Dataset,
     audio: ClipAudio,
@@ -326,19 +340,6 @@ def label_maps(
         targets,
         dataset.labels,
         f"{audio.fingerprint}-{key}-{zlib.crc32(targets.tobytes()):08x}",
-        groups=clip_groups(dataset),
+        groups=groups_of(dataset),
         multi_label=dataset.multi_label,
     )
-
-
-def clip_groups(dataset: Dataset) -> dict[str, tuple[str, ...]]:
-    """The groups of clips that figures are told of: by device, where the corpus tells it.
-
-    Examples
-    --------
-    >>> clip_groups(Dataset("toy", (), ("dog",)))
-    {'device': ()}
-    """
-    if any(clip.device is None for clip in dataset.clips):
-        return {}
-    return {"device": tuple(str(clip.device) for clip in dataset.clips)}

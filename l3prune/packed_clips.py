@@ -15,7 +15,7 @@ from tqdm import tqdm
 from l3prune.datasets import Clip, Dataset
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, fingerprint, is_file, make_folder
-from l3prune.labelled import ClipAudio, LabelledMaps, clip_groups, multi_hot
+from l3prune.labelled import ClipAudio, LabelledMaps, groups_of, multi_hot
 from l3prune.layers import FrontEndLayer
 from l3prune.layouts import open_file, read_array
 
@@ -384,7 +384,7 @@ def computed_maps(source: PackedClips, front_end: FrontEndLayer) -> LabelledMaps
         source.targets,
         source.labels,
         f"{source.fingerprint}-maps",
-        groups=clip_groups(source.dataset),
+        groups=groups_of(source.dataset),
         multi_label=source.multi_label,
         normalise=front_end.normalise,
     )

@@ -26,7 +26,7 @@ class Lwlrap(keras.metrics.Metric):
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add a batch: targets, 1 or 0, and scores, both (clips, classes)."""
-        scores, own = tf.cast(y_pred, tf.float32), tf.convert_to_tensor(y_true) > 0.5
+        scores, own = tf.cast(y_pred, tf.float32), tf.cast(y_true, tf.float32) > 0.5
         # clip, class, each class that is ranked as high or higher
         higher = scores[:, tf.newaxis, :] >= scores[:, :, tf.newaxis]
         among_own = tf.math.count_nonzero(higher & own[:, tf.newaxis, :], axis=2, dtype=tf.float32)

@@ -8,10 +8,11 @@ training too; so a batch of clips is a batch of more segments, and of each its c
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import filelock
 import numpy as np
@@ -21,10 +22,28 @@ from l3prune.audio import load_audio, to_mono
 from l3prune.datasets import Dataset
 from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, fingerprint, new_folder
-from l3prune.labelled import LabelledMaps, multi_hot
+from l3prune.labelled import LabelledMaps, groups_of, multi_hot
 
 #: What is quieter than the loudest place by so many dB is silence at the ends of a clip.
 TRIM_DB = 60
+
+
+class FrontEnd(Protocol):
+    """What a network's front end takes; `layers.FrontEndLayer` is one.
+
+    Attributes
+    ----------
+    sample_rate : int
+        Hz.
+    least_samples : int
+        What a shorter clip is filled up to.
+    segment_frames : int or None
+        Of a segment.
+    """
+
+    sample_rate: int
+    least_samples: int
+    segment_frames: int | None
 
 
 def segment(maps: np.ndarray, frames: int) -> np.ndarray:
@@ -123,11 +142,9 @@ class SegmentedMaps(LabelledMaps):
 def segmented_maps(
     dataset: Dataset,
     compute: Callable[[np.ndarray], np.ndarray],
-    sample_rate: int,
-    samples: int,
-    frames: int,
+    front_end: FrontEnd,
     key: str,
-    cache_dir: Path,
+    cache_dir: str | os.PathLike[str],
     *,
     quiet: bool = False,
 ) -> SegmentedMaps:
@@ -140,15 +157,11 @@ def segmented_maps(
     dataset : Dataset
     compute : callable, (1, 1, n) float32 -> (1, frames, bands, 1)
         The front end; its values are whole numbers from 0 to 255.
-    sample_rate : int
-        Hz; recordings are made mono and resampled.
-    samples : int
-        See `trimmed`.
-    frames : int
-        Of a segment.
+    front_end : FrontEnd
+        What it takes: recordings are made mono and resampled.
     key : str
         Identifies `compute`.
-    cache_dir : pathlib.Path
+    cache_dir : str or path-like
     quiet : bool
         No progress bar.
 
@@ -166,7 +179,9 @@ def segmented_maps(
     >>> soundfile.write(folder / "a.wav", np.ones(9) / 2, 8000)
     >>> dataset = Dataset("toy", (Clip(folder / "a.wav", 1, 0),), ("dog",))
     >>> compute = lambda waveform: waveform.reshape(1, -1, 1, 1)
-    >>> segmented_maps(dataset, compute, 8000, 4, 2, "k", folder, quiet=True).starts
+    >>> class Layer:
+    ...     sample_rate, least_samples, segment_frames = 8000, 4, 2
+    >>> segmented_maps(dataset, compute, Layer(), "k", folder, quiet=True).starts
     array([0, 9])
     """
     if dataset.maps is not None:
@@ -175,14 +190,14 @@ def segmented_maps(
         maps = np.concatenate(clips)
         mark = hashlib.sha256(maps.tobytes()).hexdigest()[:12]
     else:
-        mark = fingerprint([clip.path for clip in dataset.clips], samples=samples, rate=sample_rate)
+        mark = fingerprint([clip.path for clip in dataset.clips], trim=TRIM_DB)
         folder = Path(cache_dir) / f"segments-{mark}-{key}"
         lock = folder / "lock"
         with new_folder(folder):
             try:
                 with filelock.FileLock(lock):
                     if not (folder / "frames.npy").is_file():
-                        _compute(dataset, compute, sample_rate, samples, folder, quiet)
+                        _compute(dataset, compute, front_end, folder, quiet)
             except BaseException:
                 # So that a bad recording leaves nothing behind.
                 lock.unlink(missing_ok=True)
@@ -196,17 +211,17 @@ def segmented_maps(
         targets,
         dataset.labels,
         f"{mark}-{key}-{hashlib.sha256(targets.tobytes()).hexdigest()[:8]}",
+        groups=groups_of(dataset),
         multi_label=dataset.multi_label,
         starts=np.concatenate([[0], np.cumsum(sizes)]),
-        frames=frames,
+        frames=front_end.segment_frames or 1,
     )
 
 
 def _compute(
     dataset: Dataset,
     compute: Callable[[np.ndarray], np.ndarray],
-    sample_rate: int,
-    samples: int,
+    front_end: FrontEnd,
     folder: Path,
     quiet: bool,
 ) -> None:
@@ -216,9 +231,10 @@ def _compute(
         for clip in tqdm(dataset.clips, "spectrograms", unit="clip", disable=quiet or None):
             audio, rate = load_audio(clip.path)
             try:
-                mono = trimmed(to_mono(audio, rate, sample_rate), samples)
+                mono = to_mono(audio, rate, front_end.sample_rate)
             except ParameterError as error:
                 raise L3PruneError(f"{clip.path}: {error}") from error
+            mono = trimmed(mono, front_end.least_samples)
             maps = compute(mono[np.newaxis, np.newaxis].astype(np.float32))[0, :, :, 0]
             file.write(np.ascontiguousarray(maps.astype(np.uint8)).data)
             sizes.append(len(maps))

@@ -75,20 +75,33 @@ def with_penalty(
     1.6
     """
     check_strength(strength)
-    names = slimmed_norms(network) if names is None else names
+    chosen = check_penalised(network) if names is None else names
+
+    def make(layer: keras.layers.Layer) -> keras.layers.Layer:
+        config = layer.get_config()
+        if layer.name in chosen:
+            config["gamma_regularizer"] = keras.regularizers.L1(strength)
+        return layer.__class__.from_config(config)
+
+    return surgery.remade(network, make)
+
+
+def check_penalised(network: keras.Model) -> list[str]:
+    """`slimmed_norms`, of which there must be some.
+
+    Examples
+    --------
+    >>> from l3prune.networks import create_network
+    >>> len(check_penalised(create_network("sea64")))
+    8
+    """
+    names = slimmed_norms(network)
     if not names:
         raise ParameterError(
             f"network {network.name} has no BatchNorm with scale behind a convolution, so nothing "
             "to penalise; leave the penalty out"
         )
-
-    def make(layer: keras.layers.Layer) -> keras.layers.Layer:
-        config = layer.get_config()
-        if layer.name in names:
-            config["gamma_regularizer"] = keras.regularizers.L1(strength)
-        return layer.__class__.from_config(config)
-
-    return surgery.remade(network, make)
+    return names
 
 
 def scales(network: keras.Model) -> dict[str, np.ndarray]:

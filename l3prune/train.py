@@ -174,7 +174,7 @@ def _run(args: argparse.Namespace, words: list[str], parent: Path) -> None:
             run_dir,
             recipe=recipe,
             augment=data.change(network),
-            gamma_l1=args.gamma_l1,
+            gamma_l1=data.gamma_l1,
             batch_size=args.train_batch_size,
             validation_batch_size=args.validation_batch_size,
             train_epoch_size=args.train_epoch_size,

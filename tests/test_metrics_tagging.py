@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from l3prune.errors import ParameterError
-from l3prune.metrics import average_precision, d_prime, roc_auc, tagging_report
+from l3prune.metrics import (
+    average_precision,
+    d_prime,
+    lwlrap,
+    lwlrap_by_class,
+    roc_auc,
+    tagging_report,
+)
+from l3prune.ranking import Lwlrap
 
 
 def column(values):
@@ -73,3 +81,59 @@ def test_classes_without_figures_are_left_out():
     assert list(report["by_class"]) == ["a", "d"]
     with pytest.raises(ParameterError, match="no class has clips with it and clips without it"):
         tagging_report(scores, np.ones((3, 4)), ["a", "b", "c", "d"])
+
+
+def test_ranking_by_hand():
+    scores = np.array([[0.9, 0.8, 0.1, 0.2], [0.3, 0.2, 0.9, 0.1]])
+    targets = np.array([[1, 0, 0, 1], [0, 1, 0, 0]])
+    # Ranks 1 and 3 of the first clip, 3 of the second: 1, 2/3, 1/3.
+    assert lwlrap(scores, targets) == pytest.approx(2 / 3, abs=1e-15)
+    precisions, weights = lwlrap_by_class(scores, targets)
+    np.testing.assert_allclose(precisions, [1, 1 / 3, math.nan, 2 / 3])
+    np.testing.assert_allclose(weights, [1 / 3, 1 / 3, 0, 1 / 3])
+    # Scores that are alike all have the lowest rank of them: 1 of 2, and 2 of 3.
+    assert lwlrap(np.array([[2.0, 2.0, 1.0]]), np.array([[1, 0, 0]])) == 0.5
+    assert lwlrap(np.array([[1.0, 1.0, 1.0]]), np.array([[1, 0, 1]])) == pytest.approx(2 / 3)
+    assert math.isnan(lwlrap(scores, np.zeros((2, 4))))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_ranking_is_scikit_learns(seed, ties):
+    rng = np.random.default_rng(seed)
+    shape = int(rng.integers(1, 30)), int(rng.integers(2, 90))
+    scores = rng.integers(0, 5, shape).astype(float) if ties else rng.normal(size=shape)
+    targets = (rng.random(shape) < rng.choice([0.02, 0.3, 0.9])).astype(int)
+    counts = targets.sum(axis=1)
+    found = lwlrap(scores, targets)
+    if not counts.any():
+        assert math.isnan(found)
+        return
+    chosen = counts > 0
+    wanted = reference.label_ranking_average_precision_score(
+        targets[chosen], scores[chosen], sample_weight=counts[chosen]
+    )
+    assert found == pytest.approx(wanted, abs=1e-12)
+    precisions, weights = lwlrap_by_class(scores, targets)
+    assert np.nansum(precisions * weights) == pytest.approx(wanted, abs=1e-12)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_ranking_while_a_network_trains():
+    rng = np.random.default_rng(4)
+    scores = rng.integers(0, 6, (20, 9)).astype(np.float32)
+    targets = (rng.random((20, 9)) < 0.3).astype(np.float32)
+    targets[3] = 0
+    metric = Lwlrap()
+    for start in range(0, 20, 7):
+        metric.update_state(targets[start : start + 7], scores[start : start + 7])
+    assert float(metric.result()) == pytest.approx(lwlrap(scores, targets), rel=1e-5)
+    metric.reset_state()
+    assert float(metric.result()) == 0
+
+
+def test_the_report_ranks_too():
+    scores = np.array([[0.9, 0.2], [0.8, 0.9], [0.1, 0.3]])
+    report = tagging_report(scores, np.array([[1, 0], [1, 1], [0, 0]]), ["dog", "rain"])
+    assert report["lwlrap"] == 1.0
+    assert report["by_class"]["dog"]["lwlrap"] == 1.0

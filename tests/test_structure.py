@@ -18,7 +18,8 @@ ROOT = Path(l3prune.__file__).parent.parent
 LEVELS = [
     # No TensorFlow, ever.
     {"errors", "medians"},
-    {"files", "extensions", "quiet", "checks", "parallel", "pickles"},
+    {"files", "extensions", "quiet", "checks", "parallel"},
+    {"pickles"},
     {
         "audio",
         "criteria",
