@@ -155,7 +155,7 @@ def test_a_path_of_lambdas(place, tmp_path, capsys):
         (("--lambda", "1", "1"), "--lambda has a value twice"),
         (("--lambda", "1", "--optimizer", "rmsprop"), "optimizer 'rmsprop' is unknown"),
         (("--lambda", "1", "--prox-epochs", "2"), "prox_epochs or prox_steps, not both"),
-        (("--lambda", "1", "--batch-norm", "keep"), "gamma of layer norm_1 is not trained"),
+        (("--lambda", "1", "--batch-norm", "keep"), "batch_norm='keep' leaves them as they are"),
         (("--lambda", "1", "2", "--continue-model-dir", "x"), "without --continue-model-dir"),
     ],
 )
