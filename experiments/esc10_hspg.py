@@ -56,12 +56,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--results", required=True, help="receives results.json, table.md, plot.png")
     add("--folds", nargs="+", type=int, help="test folds (all)")
     add("--seeds", nargs="+", type=int, default=[0], help="(%(default)s)")
-    add("--lambdas", nargs="+", type=float, default=[1e-3, 1e-2], help="(%(default)s)")
-    add("--epsilon", type=float, default=0.9, help="of HSPG (%(default)s)")
-    add("--epochs", type=int, default=30, help="(%(default)s)")
+    add("--lambdas", nargs="+", type=float, default=[0.005, 0.01], help="(%(default)s)")
+    add("--epsilon", type=float, default=0.97, help="of HSPG (%(default)s)")
+    add("--epochs", type=int, default=40, help="(%(default)s)")
     add("--prox-epochs", type=int, default=15, help="of HSPG, of these (%(default)s)")
-    add("--learning-rate", type=float, default=0.1, help="linear to a twentieth (%(default)s)")
-    add("--batch-size", type=int, default=16, help="(%(default)s)")
+    add("--learning-rate", type=float, default=0.3, help="linear to a twentieth (%(default)s)")
+    add("--batch-size", type=int, default=8, help="(%(default)s)")
     return parser.parse_args(argv)
 
 

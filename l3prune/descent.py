@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 from l3prune.checks import check_whole
 from l3prune.errors import ParameterError
@@ -104,7 +105,7 @@ class Descent:
         return " ".join([self.name, *(f"{k}={v}" for k, v in given.items() if v is not None)])
 
 
-def check_amount(name: str, value: object, least: float, below: float = math.inf) -> None:
+def check_amount(name: str, value: Any, least: float, below: float = math.inf) -> None:
     """Refuse what is neither None nor a finite number from `least` to below `below`.
 
     Examples
@@ -117,7 +118,7 @@ def check_amount(name: str, value: object, least: float, below: float = math.inf
     if value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not least <= float(str(value)) < below:
+    if not number or not least <= value < below:
         allowed = (
             f"in [{least:g}, {below:g})" if below < math.inf else f"a number from {least:g} on"
         )

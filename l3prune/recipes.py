@@ -179,6 +179,11 @@ class Recipe:
             raise ParameterError(
                 f"batch_norm={self.batch_norm!r}; allowed: 'train', 'freeze', 'keep'"
             )
+        if self.descent.name in ("proxsg", "hspg") and self.batch_norm != "train":
+            raise ParameterError(
+                f"optimizer {self.descent.name} makes gamma and beta zero with their filters, and "
+                f"batch_norm={self.batch_norm!r} leaves them as they are; take 'train'"
+            )
 
     @property
     def decay_end(self) -> int:

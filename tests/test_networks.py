@@ -39,8 +39,13 @@ TABLE_II = [
 
 #: Arguments of small networks, other than those with two filters in each of eight convolutions.
 _SMALL_CNN14 = {"filters": [2] * 12, "units": 3, "classes": 4, "samples": 9920}
+_CLIP = {"seconds": 1, "bands": 64, "channels": 1, "classes": 3}
 SMALL = {
     **dict.fromkeys(cnn14.NETWORKS, _SMALL_CNN14),
+    "vgg16": {**_CLIP, "filters": [2] * 13},
+    "resnet50": {**_CLIP, "filters": [2] * 53},
+    "densenet121": {**_CLIP, "filters": [1] * 120},
+    "cp_resnet": {**_CLIP, "width": 2},
     "dcase2021": {"filters": [2, 2, 3], "dense_units": 4, "classes": 3},
     "fat2019": {"filters": [2] * 8, "units": 3, "classes": 4},
 }
