@@ -133,7 +133,9 @@ class SegmentedMaps(LabelledMaps):
             for row in rows
         ]
         places = np.repeat(np.arange(len(clips)), [len(each) for each in clips])
-        return (np.concatenate(clips), places.astype(np.float32)), self.targets[rows]
+        # A device's part of a batch may have no clip.
+        none = np.zeros((0, self.frames, self.maps.shape[1], 1), np.float32)
+        return (np.concatenate([none, *clips]), places.astype(np.float32)), self.targets[rows]
 
     def statistics(self) -> dict[str, list[float]]:
         raise ParameterError("a network that hears clips in segments is not normalised by bands")

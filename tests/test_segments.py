@@ -64,6 +64,12 @@ def tiny(**arguments):
     return create_network("fat2019", **{**sizes, **arguments})
 
 
+def test_a_part_of_a_batch_without_clips():
+    (segments, places), targets = toy().read(np.arange(0))
+    assert (segments.shape, places.shape, targets.shape) == ((0, 128, 128, 1), (0,), (0, 3))
+    assert ClipMean()([np.zeros((0, 3), np.float32), places]).shape == (0, 3)
+
+
 def test_a_clip_says_the_mean_of_its_segments():
     network, clips = tiny(), toy()
     order = np.array([2, 0, 1])

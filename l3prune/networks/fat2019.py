@@ -44,8 +44,8 @@ class ByteLogMel(ClipLogMel):
 
     Power in Slaney's mel bands in dB, at most 80 below the loudest; its mean over the clip is
     subtracted and it is divided by its deviation; stretched to 0 … 255 and truncated. A clip that
-    is the same everywhere gives zeros. What a network's `FRAMES` frames are of a longer clip is cut
-    after this; see `l3prune.segments`.
+    is the same everywhere gives zeros. Segments are cut out of the picture of the whole clip; see
+    `l3prune.segments`.
 
     Examples
     --------
