@@ -85,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         def update():
             return optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
-        return (lambda: whole(inputs, targets).numpy()), (lambda: update().numpy())
+        x, y = tf.constant(inputs), tf.constant(targets)
+        traced, updated = whole.get_concrete_function(x, y), update.get_concrete_function()
+        return (lambda: traced(x, y).numpy()), (lambda: updated().numpy())
 
     made = {name: steps(descent) for name, descent in WAYS.items()}
     times: dict[str, dict[str, list[float]]] = {

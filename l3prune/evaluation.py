@@ -67,7 +67,7 @@ def _formatter(column: str) -> Callable[[Any], str]:
     def show(value: Any) -> str:
         if value is None or (isinstance(value, float) and np.isnan(value)):
             return "–"
-        if column in ("sparsity", "accuracy_std") or column.endswith("accuracy"):
+        if column == "accuracy_std" or column.endswith(("accuracy", "sparsity")):
             return f"{100 * value:.2f} %"
         if isinstance(value, (int, np.integer)):
             for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):

@@ -124,7 +124,7 @@ def zero_places(network: keras.Model) -> dict[str, np.ndarray]:
     >>> from l3prune.networks import create_network
     >>> network = create_network("dcase2021")
     >>> for weight in network.get_layer("batch_normalization_1").trainable_weights:
-    ...     weight.assign(weight * ([0] + 15 * [1]))
+    ...     _ = weight.assign(weight * ([0] + 15 * [1]))
     >>> int(zero_places(network)["conv_1"].sum())  # its kernel is not zero
     0
     """
@@ -285,6 +285,7 @@ def make_optimizer(
     if descent.name == "sgd":
         return keras.optimizers.SGD(rate)
     direction, amount = descent.direction or "sgd", descent.regularization
+    assert amount is not None  # `Descent` sees to it
     unit, length = 1, descent.prox_steps
     if length is None:
         unit, length = steps_per_epoch, descent.prox_epochs
