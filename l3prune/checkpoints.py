@@ -352,11 +352,12 @@ def restore(
     before = json.loads(state["data"].tobytes()) if "data" in state else dict(data)
     before.setdefault("precision", "float32")
     before.setdefault("optimizer", "adam")
-    for name in data:
-        if before.get(name) != data[name]:
+    # What is left out at its default may be on either side.
+    for name in {**data, **before}:
+        if before.get(name) != data.get(name):
             raise L3PruneError(
                 f"the run in {output_dir} was trained with {name}={before.get(name)}, not "
-                f"{data[name]}; continue it with its own data, batch size, seed and precision"
+                f"{data.get(name)}; continue it with its own data, batch size, seed and precision"
             )
     take_weights(network, latest)
     for variable, value in zip(variables, slots, strict=True):

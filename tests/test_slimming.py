@@ -1,5 +1,7 @@
 """Network slimming: the penalty on scales, one threshold, fresh weights after the cut."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -7,7 +9,7 @@ import tf_keras as keras
 
 from l3prune import graph
 from l3prune.classification import predict, train_on_labels
-from l3prune.errors import ParameterError
+from l3prune.errors import L3PruneError, ParameterError
 from l3prune.filterwise import plan_filterwise
 from l3prune.labelled import LabelledMaps
 from l3prune.networks import avc, create_network, list_networks
@@ -156,6 +158,23 @@ def test_training_with_the_penalty_draws_scales_to_zero(tmp_path):
         return sum(float(each.sum()) for each in scales(network).values())
 
     assert trained(10.0) < trained(0.0) - 0.3
+
+
+def test_a_run_with_the_penalty_does_not_go_on_without(tmp_path):
+    maps = np.random.default_rng(2).normal(size=(2, 40, 500, 1)).astype(np.float32)
+    data = LabelledMaps(maps, np.eye(2, dtype=np.float32), ("a", "b"), "noise")
+    network = create_network("dcase2021", filters=[2, 2, 2], dense_units=2, classes=2)
+    for epochs, strength, expected in ((1, 0.5, None), (2, 0.0, "gamma_l1=0.5, not None")):
+        recipe = Recipe(epochs=epochs, checkpoint_interval=0)
+        with pytest.raises(L3PruneError, match=expected) if expected else contextlib.nullcontext():
+            train_on_labels(
+                *(network, data, data, tmp_path),
+                recipe=recipe,
+                batch_size=2,
+                gamma_l1=strength,
+                resume=epochs > 1,
+                quiet=True,
+            )
 
 
 # The command's options.
