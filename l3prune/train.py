@@ -105,7 +105,8 @@ def _path(args: argparse.Namespace, words: list[str]) -> None:
         one = argparse.Namespace(**{**vars(args), "regularization": value})
         one.run_name = run_dir.name
         if (run_dir / REPORT).is_file():
-            check_begun(run_dir, told(one), sorted(told(one)))
+            # All options: one that was given then and is not now differs too.
+            check_begun(run_dir, told(one), sorted(vars(one)))
         else:
             one.continue_model_dir = run_dir if (run_dir / CONFIG).is_file() else None
             _run(one, words, folder)

@@ -11,6 +11,7 @@ from l3prune import train
 from l3prune.checkpoints import BEST, LATEST, Keeper
 from l3prune.pruning import PRUNED
 from l3prune.pruning import main as prune
+from l3prune.runs import told, write_config
 from l3prune.weights import fingerprint, load_network, read_attachment, save_network
 from l3prune.zero_filters import group_sparsity
 from tests.commands import words
@@ -148,6 +149,16 @@ def test_a_path_of_lambdas(place, tmp_path, capsys):
     assert (folder / "lambda-1" / BEST).stat().st_mtime_ns == stamp
     assert train.main([*line, "--epsilon", "0.5"]) == 2
     assert "was begun with epsilon=0.9, not 0.5" in capsys.readouterr().err
+
+
+def test_a_path_of_an_option_that_is_no_longer_given_is_refused(place, tmp_path, capsys):
+    line = [*place.trained(tmp_path, "--lambda", "0", "1"), "--direction", "adam"]
+    folder = tmp_path / "labels/esc50/vgg16/path/lambda-0"
+    one = train._parse([*line, "--lambda", "0", "--run-name", "lambda-0"])
+    write_config(folder, line, told(one), {})
+    (folder / "report.json").write_text("{}")
+    assert train.main(line[:-2]) == 2
+    assert "was begun with direction='adam', not None" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
