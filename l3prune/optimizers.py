@@ -70,6 +70,9 @@ class ProxSG(keras.optimizers.Optimizer):
         check_amount("lambda", regularization, 0)
         if direction not in DIRECTIONS:
             raise ParameterError(f"direction={direction!r}; allowed: {', '.join(DIRECTIONS)}")
+        for option in ("weight_decay", "use_ema"):
+            if kwargs.get(option):
+                raise ParameterError(f"{option}={kwargs[option]!r}: {name} has none; leave it out")
         # Keras's own would compile variable by variable, and decay by zero.
         kwargs = {**kwargs, "jit_compile": False, "weight_decay": None}
         super().__init__(name=name, **kwargs)

@@ -314,6 +314,8 @@ def test_what_is_not_a_number_shows():
         (lambda: HSPG(0.1, None, prox_epochs=-1), "prox_epochs=-1"),
         (lambda: HSPG(0.1, None, steps_per_epoch=0), "steps_per_epoch=0"),
         (lambda: OBProxSG(prox_epochs=0, orthant_epochs=0), "orthant_epochs=0"),
+        (lambda: HSPG(0.1, None, weight_decay=1e-4), "weight_decay=0.0001: HSPG has none"),
+        (lambda: ProxSG(0.1, None, use_ema=True), "use_ema=True: ProxSG has none"),
         (lambda: ProxSG(0.1, None, direction="lbfgs"), "allowed: sgd, adam"),
         (lambda: ProxSG(0.1, [None, None]).build([tf.Variable(1.0)]), "groups for 2 variables"),
         (
