@@ -151,6 +151,11 @@ def load_tagger(
             f"network {config.name} ends in {_activation(network)}; activation={activation!r} is "
             f"for {', '.join(cnn14.NETWORKS)}"
         )
+    if network.input_shape[1] != 1:
+        raise ParameterError(
+            f"network {config.name} takes sound of {network.input_shape[1]} channels, and a "
+            "tagger makes all sound mono; give a network that was built with channels=1"
+        )
     named = _labels(network, labels, config.labels)
     front_end = next(each for each in network.layers if isinstance(each, FrontEndLayer))
     samples = network.input_shape[2]

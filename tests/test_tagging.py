@@ -246,3 +246,11 @@ def test_real_sounds_of_esc10_one_by_one_and_at_once(network, shared):
         audio, rate = soundfile.read(path, dtype="float32")
         close(scores, tag(audio, rate, tagger)[0])
     assert np.ptp(clipwise, axis=0).max() > 1e-4
+
+
+def test_a_network_of_stereo_sound_is_refused():
+    arguments = {"filters": [1] * 13, "seconds": 1, "bands": 64, "classes": 2}
+    tagger = load_tagger(create_network("vgg16", channels=1, **arguments))
+    assert tagger.samples == 22050
+    with pytest.raises(ParameterError, match=r"takes sound of 2 channels, .* channels=1"):
+        load_tagger(create_network("vgg16", **arguments))
