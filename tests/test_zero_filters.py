@@ -259,6 +259,20 @@ def test_the_receptive_field_is_seen():
     assert 1 + seen[-1] - seen[0] <= receptive_field(5) == 87
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("vgg16", {"bands": 16}, "vgg16: its layers leave nothing of an input this small"),
+        ("cp_resnet", {"bands": 4}, "cp_resnet: its layers leave nothing of an input this small"),
+        ("vgg16", {"normalisation": {"mean": [1], "std": ["a"]}}, "could not convert string"),
+        ("resnet50", {"filters": [3] * 52 + [2]}, "resnet50: Inputs have incompatible shapes"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_told(name, arguments, message):
+    with pytest.raises(ParameterError, match=message):
+        create_network(name, **{**NARROW[name], **arguments})
+
+
 def test_make_optimizer():
     network = joined()
     recipe = Recipe(descent=Descent("hspg", 1e-2, epsilon=0.5, prox_epochs=3))

@@ -154,9 +154,17 @@ def create_network(name: str, **arguments: Any):
         raise ParameterError(f"network {name!r} is unknown; known: {', '.join(list_networks())}")
     try:
         built = builder(**arguments)
-    except TypeError as error:
-        raise ParameterError(f"network {name}: {error}") from error
+    except ParameterError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"network {name}: {_first_line(error)}") from error
     return attach_config(built, NetworkConfig(name, arguments))
+
+
+def _first_line(error: Exception) -> str:
+    if "Negative dimension" in str(error):  # Keras's, of several lines about TensorFlow
+        return "its layers leave nothing of an input this small; give a longer one, or more bands"
+    return str(error).split("\n", 1)[0]
 
 
 def takes(name: str, argument: str) -> bool:
