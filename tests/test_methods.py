@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tf_keras as keras
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import Ridge
@@ -19,6 +20,7 @@ from l3prune.methods.results import markdown, pareto, plot, summarise
 from l3prune.methods.settings import Cell, cells, new_parser, parse
 from l3prune.networks import create_network
 from l3prune.plan import score
+from l3prune.weights import save_network
 from tests.label_corpora import SMALL, make_corpus
 
 ROOT = Path(__file__).parent.parent
@@ -412,6 +414,10 @@ class _NoTask:
         ({"held_out": 2, "folds": None}, "--held-out is for embeddings"),
         ({"hspg_epsilon": 1.0}, "--hspg-epsilon=1.0 is not in [0, 1)"),
         ({"network": None}, "--network is needed"),
+        (
+            {"network": "fat2019", "network_arguments": {"filters": [1] * 8, "units": 2}},
+            "--filterwise taylor scores whole clips, and network fat2019 hears them in segments",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(command, tmp_path, capsys, changes, message):
@@ -422,6 +428,16 @@ def test_wrong_input_is_one_line(command, tmp_path, capsys, changes, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_weights_of_a_classifier_are_no_embedding(command, tmp_path, capsys):
+    """They may have been trained on the clips that they would be judged on."""
+    path = tmp_path / "trained.h5"
+    save_network(create_network("dcase2021", classes=2, **SMALL), path)
+    assert command(network=str(path), network_arguments=None) == 2
+    assert (
+        "scores classes, and may have been trained on clips to test on" in capsys.readouterr().err
+    )
+
+
 def test_a_task_beyond_the_last(command, capsys):
     assert command("--task", 3, "--tasks", 2) == 2
     assert "--task 3 is not in 1 … 2" in capsys.readouterr().err
@@ -430,5 +446,21 @@ def test_a_task_beyond_the_last(command, capsys):
 def test_a_layer_that_a_ratio_would_empty_is_named():
     network = create_network("sea64", filters=[2, 4, 4, 4, 4, 4, 4, 4])
     with pytest.raises(ParameterError, match=r"layer conv_1: 80 % of 2 .* at most 50 %"):
-        ways.check_cells(network, [Cell((1,), "filterwise", "l1", 80, 0)])
-    ways.check_cells(network, [Cell((1,), "filterwise", "l1", 50, 0)])
+        ways.check_cells(network, [Cell((1,), "filterwise", "l1", 80, 0)], 5)
+    ways.check_cells(network, [Cell((1,), "filterwise", "l1", 50, 0)], 5)
+
+
+@pytest.mark.parametrize(
+    ("way", "epochs", "message"),
+    [
+        ("slimming", 1, "slimming 50: slimming trains in half of the epochs: give --num-epochs 2"),
+        ("slimming", 2, "slimming 50: network bare has no BatchNorm with scale"),
+        ("hspg", 2, "hspg 50: no filter of network bare can be removed when it is zero"),
+    ],
+)
+def test_methods_that_cannot_train_a_network_are_told_before_it_is_trained(way, epochs, message):
+    inputs = keras.Input((4, 4, 1))
+    maps = keras.layers.Conv2D(2, 1, activation="sigmoid", name="conv")(inputs)
+    network = keras.Model(inputs, keras.layers.Conv2D(2, 1, name="last")(maps), name="bare")
+    with pytest.raises(ParameterError, match=message):
+        ways.check_cells(network, [Cell((1,), way, "", 50, 0)], epochs)

@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
             raise ParameterError(f"--folds {fold}: {dataset.name} here has folds {known}")
     task_of(args).check(args, network, dataset)
     table = cells(args, folds, control=task_of(args).control)
-    check_cells(surgery.behind_front_end(network), table)
+    check_cells(surgery.behind_front_end(network), table, args.num_epochs)
     settings = _settings(args, network, dataset)
     work = Path(args.work_dir or Path(args.output_dir) / "work")
     with new_folder(args.output_dir), new_folder(work):

@@ -18,7 +18,7 @@ import tf_keras as keras
 from tqdm import tqdm
 
 from l3prune import models
-from l3prune.activations import Batches
+from l3prune.activations import DATA_CRITERIA, Batches
 from l3prune.audio import frame_audio, load_audio, to_mono
 from l3prune.batches import Numbered
 from l3prune.checkpoints import LATEST, take_weights
@@ -36,7 +36,7 @@ from l3prune.errors import L3PruneError, ParameterError
 from l3prune.files import atomic_write, fingerprint, make_folder
 from l3prune.labelled import LabelledMaps
 from l3prune.methods.probe import clip_features, probe
-from l3prune.networks import inference, list_networks
+from l3prune.networks import inference, list_networks, network_config, takes
 from l3prune.recipes import EMBEDDING, Recipe
 from l3prune.retraining import recipe_of
 from l3prune.slimming import with_penalty
@@ -175,6 +175,12 @@ class EmbeddingTask(Task):
     @classmethod
     def check(cls, args: argparse.Namespace, network: keras.Model, dataset: Dataset) -> None:
         EMBEDDING.figure(args.best_by)
+        name = network_config(network).name
+        if takes(name, "classes"):
+            raise ParameterError(
+                f"network {name} in {args.network} scores classes, and may have been trained on "
+                f"clips to test on: give --network {name}, which is trained anew for each fold"
+            )
         rate = front_end_layer(network).sample_rate
         if network.input_shape[1:] != (1, rate) or len(network.output_shape) != 2:
             raise ParameterError(
@@ -287,6 +293,12 @@ class LabelTask(Task):
             raise ParameterError("--held-out is for embeddings: labels of one fold are held out")
         _check_classes(dataset)
         Corpus(args.dataset, args.data_dir).check(network)
+        scored = [name for name in args.filterwise if name in DATA_CRITERIA]
+        if scored and front_end_layer(network).segment_frames is not None:
+            raise ParameterError(
+                f"--filterwise {scored[0]} scores whole clips, and network {network.name} hears "
+                "them in segments; leave it out"
+            )
         objective_of(network, False).figure(args.best_by)
 
     def _fresh(self, train: LabelledMaps | None) -> keras.Model:

@@ -17,7 +17,8 @@ from l3prune.methods.settings import UNPRUNED, WAYS, Cell
 from l3prune.methods.tasks import Task
 from l3prune.plan import PruningPlan
 from l3prune.pruner import Wish, prune
-from l3prune.zero_filters import group_sparsity
+from l3prune.slimming import check_penalised
+from l3prune.zero_filters import group_sparsity, variable_groups
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Training:
     amounts : {"ratios", "strengths"}
         The option whose values are its amounts: percent of filters that go, or the penalty, of
         which follows how many do.
+    check : callable, (network, epochs of the budget), or None
+        Refuses what cannot be trained so, before anything is computed.
 
     Examples
     --------
@@ -64,6 +67,7 @@ class Training:
 
     make: Maker
     amounts: str = "ratios"
+    check: Callable[[keras.Model, int], None] | None = None
 
 
 #: Methods that train first, by their names in --trained.
@@ -103,8 +107,6 @@ def slimming(task: Task, cell: Cell, epochs: int, folder: Path) -> Made:
     """
     network = surgery.remove_filters(task.teacher, PruningPlan({}))  # a copy
     first = epochs // 2
-    if not first:
-        raise ParameterError("slimming trains in half of the epochs: give --num-epochs 2 or more")
     task.train(
         network,
         folder,
@@ -150,7 +152,20 @@ def hspg(task: Task, cell: Cell, epochs: int, folder: Path) -> Made:
     return Made(network, epochs)
 
 
-TRAININGS |= {"slimming": Training(slimming), "hspg": Training(hspg, "strengths")}
+def _check_slimming(network: keras.Model, epochs: int) -> None:
+    if epochs < 2:
+        raise ParameterError("slimming trains in half of the epochs: give --num-epochs 2 or more")
+    check_penalised(network)
+
+
+def _check_hspg(network: keras.Model, epochs: int) -> None:
+    variable_groups(network)  # refuses a network without any
+
+
+TRAININGS |= {
+    "slimming": Training(slimming, check=_check_slimming),
+    "hspg": Training(hspg, "strengths", _check_hspg),
+}
 
 
 def maker(way: str) -> Maker:
@@ -178,15 +193,16 @@ def maker(way: str) -> Maker:
     return TRAININGS[way].make
 
 
-def check_cells(network: keras.Model, cells: list[Cell]) -> None:
-    """Refuse criteria that cannot score a network, and ratios that leave a layer no filter.
+def check_cells(network: keras.Model, cells: list[Cell], epochs: int) -> None:
+    """Refuse criteria that cannot score a network, methods that cannot train it for so many epochs,
+    and ratios that leave a layer no filter.
 
     Criteria from data are tried when the data are there.
 
     Examples
     --------
     >>> from l3prune.networks import create_network
-    >>> check_cells(create_network("sea64"), [Cell((1,), "filterwise", "l1", 99, 0)])
+    >>> check_cells(create_network("sea64"), [Cell((1,), "filterwise", "l1", 99, 0)], 5)
     Traceback (most recent call last):
         ...
     l3prune.errors.ParameterError: layer conv_1: 99 % of 32 filters leaves none; give at most 96.9 %
@@ -203,12 +219,16 @@ def check_cells(network: keras.Model, cells: list[Cell]) -> None:
                 prune(network, Wish(amount=ratio, criterion=cell.criterion))
                 continue
             if cell.way in TRAININGS:
+                check = TRAININGS[cell.way].check
+                if check is not None:
+                    check(network, epochs)
                 continue  # how much goes of each layer, training tells
             known = cell.criterion and cell.criterion not in DATA_CRITERIA
             wish = Wish(filterwise=True, amount=ratio, criterion=cell.criterion if known else "l1")
             _, plan = prune(network, wish)
         except ParameterError as error:
-            raise ParameterError(f"{cell.way} {cell.criterion} {cell.amount:g}: {error}") from error
+            words = " ".join(filter(None, (cell.way, cell.criterion, f"{cell.amount:g}")))
+            raise ParameterError(f"{words}: {error}") from error
         for name, mask in plan.items():
             if mask.size * (1 - ratio) < 0.5:
                 raise ParameterError(
