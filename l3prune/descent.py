@@ -80,8 +80,9 @@ class Descent:
             ("orthant_epochs", ("obproxsg",)),
         ):
             if getattr(self, setting) is not None and self.name not in of:
+                word = "lambda" if setting == "regularization" else setting
                 raise ParameterError(
-                    f"optimizer {self.name} has no {setting}; it is of {', '.join(of)}"
+                    f"optimizer {self.name} has no {word}; it is of {', '.join(of)}"
                 )
         if self.sparse and self.regularization is None:
             raise ParameterError(f"optimizer {self.name} needs a lambda, such as 1e-3")

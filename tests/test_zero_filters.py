@@ -294,7 +294,7 @@ def test_make_optimizer():
     [
         (("lbfgs",), "optimizer 'lbfgs' is unknown; adam, sgd, proxsg, obproxsg, hspg"),
         (("hspg",), "optimizer hspg needs a lambda"),
-        (("adam", 1e-3), "optimizer adam has no regularization"),
+        (("adam", 1e-3), "optimizer adam has no lambda; it is of proxsg, obproxsg, hspg"),
         (("hspg", -1.0), "lambda=-1.0 is not a number from 0 on"),
         (("hspg", 1e-3, 1.0), r"epsilon=1.0 is not in \[0, 1\)"),
         (("proxsg", 1e-3, 0.5), "optimizer proxsg has no epsilon; it is of hspg"),
