@@ -247,10 +247,10 @@ def plot(table: Sequence[Row]) -> Figure:
 def _scatter(axes: Axes, table: Sequence[Row], cost: str) -> None:
     last = [row.get("retrained") or row["pruned"] for row in table]
     accuracies = [100 * found["accuracy"] for found in last]
-    colours = {name: f"C{number % 10}" for number, name in enumerate(map(label, table))}
-    colours = {name: colours[name] for name in colours}
-    markers = {name: "osD^v<>Pp*hX"[number % 12] for number, name in enumerate(colours)}
-    for name in colours:
+    names = dict.fromkeys(map(label, table))
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    markers = {name: "osD^v<>Pp*hX"[number % 12] for number, name in enumerate(names)}
+    for name in names:
         chosen = [number for number, row in enumerate(table) if label(row) == name]
         axes.errorbar(
             [table[number][cost] for number in chosen],
