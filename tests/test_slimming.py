@@ -84,6 +84,10 @@ def test_every_network_is_slimmed(name):
     norms = slimmed_norms(network)
     assert norms
     found = scales(network)
+    penalised = with_penalty(network, 0.25)
+    sums = sum(float(each.sum()) for each in found.values())
+    decay = float(sum(network.losses)) if network.losses else 0.0
+    assert float(sum(penalised.losses)) == pytest.approx(0.25 * sums + decay, rel=1e-5)
     plan = make_plan(network, Wish(filterwise=True, overall=0.5, criterion="bn_gamma"))
     # What is removed has a scale below all that stays, but for the best filter of its layer.
     gone, kept = [], []
@@ -97,10 +101,6 @@ def test_every_network_is_slimmed(name):
     assert max(gone) < min(kept, default=1)
     smaller, _ = prune(network, Wish(filterwise=True, overall=0.5, criterion="bn_gamma"))
     assert smaller.output_shape == network.output_shape
-    penalised = with_penalty(network, 0.25)
-    sums = sum(float(each.sum()) for each in found.values())
-    decay = float(sum(network.losses)) if network.losses else 0.0
-    assert float(sum(penalised.losses)) == pytest.approx(0.25 * sums + decay, rel=1e-5)
 
 
 def test_layers_without_a_norm_of_their_own_stay_whole():
