@@ -284,7 +284,7 @@ def make_optimizer(
         return keras.optimizers.Adam(rate)
     if descent.name == "sgd":
         return keras.optimizers.SGD(rate)
-    direction, amount = descent.direction or "sgd", descent.regularization
+    direction, amount = descent.direction or "sgd", descent.regularization or 0.0
     unit, length = 1, descent.prox_steps
     if length is None:
         unit, length = steps_per_epoch, descent.prox_epochs
