@@ -61,33 +61,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     from l3prune.training import environment
     from l3prune.zero_filters import make_optimizer
 
-    # One network for all: their steps differ in the optimizer alone.
     network = create_network(args.network, **args.network_arguments)
     rng = np.random.default_rng(0)
     inputs = rng.normal(0, 1, (args.batch_size, *network.input_shape[1:])).astype(np.float32)
     targets = np.eye(network.output_shape[1], dtype=np.float32)[: args.batch_size]
     variables = network.trainable_variables
-    gradients = [tf.constant(rng.normal(0, 1e-3, each.shape), tf.float32) for each in variables]
+
+    @tf.function
+    def gradients(x, y):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(-tf.reduce_sum(y * tf.math.log(network(x, True) + 1e-7), 1))
+        return tape.gradient(loss, variables)
+
+    # One function for all: steps differ in the optimizer alone.
+    found = gradients.get_concrete_function(tf.constant(inputs), tf.constant(targets))
+    fixed = found(tf.constant(inputs), tf.constant(targets))
 
     def steps(descent: Descent) -> tuple[Callable[[], object], Callable[[], object]]:
         """A training step, and the optimizer's part of it."""
         optimizer = make_optimizer(Recipe(descent=descent, learning_rate=1e-6), network, 1)
         optimizer.build(variables)
+        apply = tf.function(
+            lambda *given: optimizer.apply_gradients(zip(given, variables, strict=True))
+        ).get_concrete_function(*(tf.TensorSpec(each.shape, each.dtype) for each in fixed))
 
-        @tf.function
-        def whole(x, y):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(-tf.reduce_sum(y * tf.math.log(network(x, True) + 1e-7), 1))
-            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
-            return loss
+        def step() -> object:
+            return apply(*found(tf.constant(inputs), tf.constant(targets))).numpy()
 
-        @tf.function
-        def update():
-            return optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-        x, y = tf.constant(inputs), tf.constant(targets)
-        traced, updated = whole.get_concrete_function(x, y), update.get_concrete_function()
-        return (lambda: traced(x, y).numpy()), (lambda: updated().numpy())
+        return step, lambda: apply(*fixed).numpy()
 
     made = {name: steps(descent) for name, descent in WAYS.items()}
     times: dict[str, dict[str, list[float]]] = {
@@ -107,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         step, update = (float(np.median(times[part][name])) for part in ("step", "update"))
         print(f"{name:26}{1000 * step:10.0f}{step / base:8.3f}{1000 * update:10.1f}")
     if args.output:
-        found = {"settings": vars(args), "environment": environment(), "seconds": times}
-        write_json(args.output, found)
+        settings = {"settings": vars(args), "environment": environment()}
+        write_json(args.output, {**settings, "seconds": times})
 
 
 if __name__ == "__main__":
