@@ -151,6 +151,17 @@ def make_dcase2017(root: Path) -> Path:
     )
 
 
+def make_fsdkaggle2019(root: Path) -> Path:
+    """Three clips, one of several classes."""
+    for name in ("c3", "a1", "b2"):
+        write_sound(root / f"train_curated/{name}.wav")
+    (root / "sample_submission.csv").write_text("fname,Bark,Meow,Rain\ntest.wav,0,0,0\n")
+    (root / "train_curated.csv").write_text(
+        'fname,labels\nc3.wav,Rain\na1.wav,"Meow,Rain"\nb2.wav,Bark\n'
+    )
+    return root
+
+
 # A miniature tree of three clips, and (fold, stem, label) of each, in the order of the dataset.
 MINIATURES = {
     "us8k": (
@@ -200,6 +211,10 @@ MINIATURES = {
             (1, "bus-lyon-1018-40000-a", "bus"),
             (2, "bus-milan-10-291-a", "bus"),
         ],
+    ),
+    "fsdkaggle2019": (
+        make_fsdkaggle2019,
+        [(1, "a1", "Meow"), (1, "b2", "Bark"), (1, "c3", "Rain")],
     ),
     "dcase2013": (
         make_dcase2013,

@@ -108,7 +108,14 @@ def test_macs_of_the_paper():
     assert graph.count_macs(create_network("mel256"))[0] == by_hand
 
 
-@pytest.mark.parametrize("name", [each for each in list_networks() if each not in avc.NETWORKS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(each, marks=[pytest.mark.slow] * (each == "densenet121"))
+        for each in list_networks()
+        if each not in avc.NETWORKS
+    ],
+)
 def test_every_network_builds_saves_and_reloads(name, tmp_path):
     network = create_network(name, **SMALL.get(name, {"filters": [2] * 8}))
     path = tmp_path / "net.h5"

@@ -22,6 +22,9 @@ from tests.test_networks import SMALL
 #: Those that are trained on something, each with an audio input of its own.
 NETWORKS = sorted({*list_networks()} - {*avc.NETWORKS})
 
+#: Of so many layers that a test of one takes long.
+DEEP = ("densenet121", "resnet50")
+
 
 def stays(plan):
     return {name: np.flatnonzero(mask).tolist() for name, mask in plan.items()}
@@ -78,7 +81,10 @@ def marked(name, **arguments):
     return network
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(each, marks=[pytest.mark.slow] * (each in DEEP)) for each in NETWORKS],
+)
 def test_every_network_is_slimmed(name):
     network = marked(name)
     norms = slimmed_norms(network)

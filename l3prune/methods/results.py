@@ -217,10 +217,11 @@ def _short(count: float | None) -> str:
 
 
 def plot(table: Sequence[Row]) -> Figure:
-    """Accuracy after retraining against MACs, packed bytes and milliseconds.
+    """Accuracy after retraining against MACs, packed bytes and time.
 
-    The line joins the rows that no other beats in the mean; error bars say how little that may
-    mean.
+    Time is a share of the unpruned network's, which was measured in turns with each: milliseconds
+    of rows are of different moments. The line joins the rows that no other beats in the mean; error
+    bars say how little that may mean.
 
     Examples
     --------
@@ -233,7 +234,12 @@ def plot(table: Sequence[Row]) -> Figure:
 
     figure = Figure(figsize=(14, 5), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
-    names = {"nonzero_macs": "MACs", "packed_bytes": "packed file, bytes", "ms": "milliseconds"}
+    table = [{**row, "share": 100 * row["ms"] / row["unpruned_ms"]} for row in table]
+    names = {
+        "nonzero_macs": "MACs",
+        "packed_bytes": "packed file, bytes",
+        "share": "time, % of the unpruned network's",
+    }
     for axes, (cost, words) in zip(panels, names.items(), strict=True):
         _scatter(axes, [row for row in table if row[cost] is not None], cost)
         axes.set(xlabel=words, xscale="log")
