@@ -5,7 +5,8 @@
 A narrow VGG16 is trained for each test fold on two folds, five seconds of a clip in mono, 64 bands;
 the epochs are a fixed number, and the last one counts, so that nothing is chosen. All ways begin
 with the same weights and see the same batches with the same learning rates: plain descent, and
-ProxSG and HSPG with two lambdas. Then the filters that are zero are removed from HSPG's networks,
+ProxSG and HSPG with two lambdas, HSPG
+with two epsilons. Then the filters that are zero are removed from HSPG's networks,
 whose outputs are checked to stay the same. All is done by `python -m l3prune.train` and
 `python -m l3prune.pruning --zero-filters`.
 
@@ -57,7 +58,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--folds", nargs="+", type=int, help="test folds (all)")
     add("--seeds", nargs="+", type=int, default=[0], help="(%(default)s)")
     add("--lambdas", nargs="+", type=float, default=[0.005, 0.01], help="(%(default)s)")
-    add("--epsilon", type=float, default=0.97, help="of HSPG (%(default)s)")
+    add("--epsilons", nargs="+", type=float, default=[0.95, 0.97], help="of HSPG (%(default)s)")
     add("--epochs", type=int, default=40, help="(%(default)s)")
     add("--prox-epochs", type=int, default=15, help="of HSPG, of these (%(default)s)")
     add("--learning-rate", type=float, default=0.3, help="linear to a twentieth (%(default)s)")
@@ -68,10 +69,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def ways(args: argparse.Namespace) -> dict[str, list[object]]:
     """Way -> its options of the training command."""
     found: dict[str, list[object]] = {PLAIN: ["--optimizer", "sgd"]}
-    hspg = ["--epsilon", args.epsilon, "--prox-epochs", args.prox_epochs]
     for value in args.lambdas:
-        for name, more in (("proxsg", []), ("hspg", hspg)):
-            found[f"{name} {value:g}"] = ["--optimizer", name, "--lambda", value, *more]
+        found[f"ProxSG, lambda {value:g}"] = ["--optimizer", "proxsg", "--lambda", value]
+        for epsilon in args.epsilons:
+            found[f"HSPG, lambda {value:g}, epsilon {epsilon:g}"] = [
+                *("--optimizer", "hspg", "--lambda", value, "--epsilon", epsilon),
+                *("--prox-epochs", args.prox_epochs),
+            ]
     return found
 
 
