@@ -4,10 +4,9 @@
 
 A narrow VGG16 is trained for each test fold on two folds, five seconds of a clip in mono, 64 bands;
 the epochs are a fixed number, and the last one counts, so that nothing is chosen. All ways begin
-with the same weights and see the same batches with the same learning rates: plain descent, and
-ProxSG and HSPG with two lambdas, HSPG
-with two epsilons. Then the filters that are zero are removed from HSPG's networks,
-whose outputs are checked to stay the same. All is done by `python -m l3prune.train` and
+with the same weights and see the same batches with the same learning rates: plain descent, ProxSG
+with two lambdas, and HSPG with these and two epsilons. Then the filters that are zero are removed,
+and it is checked that outputs stay the same. All is done by `python -m l3prune.train` and
 `python -m l3prune.pruning --zero-filters`.
 
 Finished parts are found again in the work folder, and others go on where they were stopped, so the
