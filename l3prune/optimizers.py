@@ -147,9 +147,9 @@ class ProxSG(keras.optimizers.Optimizer):
         moves = [rate * each for each in self._directions(gradients, variables, moments)]
         values = [tf.convert_to_tensor(each) for each in variables]
         if self._groups is None:
+            threshold = self.regularization * rate
             for variable, x, move in zip(variables, values, moves, strict=True):
-                keep, shrink = self._rule(_Weights(x, move), rate)
-                variable.assign(_moved(x, move, keep, shrink))
+                variable.assign(self._each_weight(x, x - move, threshold))
             return
         sums = _Sums([self._groups[place] for place in places], values, moves)
         keep, shrink = self._rule(sums, rate)
@@ -172,11 +172,15 @@ class ProxSG(keras.optimizers.Optimizer):
             found.append(scale * first / (tf.sqrt(second) + _EPSILON))
         return found
 
-    def _rule(self, sums: _Weights | _Sums, rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _each_weight(self, x: tf.Tensor, trial: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+        """The step of weights that are groups by themselves."""
+        return _soft(trial, threshold)
+
+    def _rule(self, sums: _Sums, rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """What each group is multiplied by after the step, and the share it loses before it."""
         return self._prox(sums, rate)
 
-    def _prox(self, sums: _Weights | _Sums, rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _prox(self, sums: _Sums, rate: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         norm = tf.sqrt(sums.trial())
         # A group of no norm has nothing to shrink.
         share = tf.where(norm > 0, self.regularization * rate / norm, tf.zeros_like(norm))
@@ -220,6 +224,14 @@ class _Staged(ProxSG):
             self._proximal(self.iterations // self.steps_per_epoch),
             lambda: self._prox(sums, rate),
             lambda: self._half_space(sums, rate),
+        )
+
+    def _each_weight(self, x, trial, threshold):
+        # By itself, since sums and norms of one weight would take three times as long.
+        return tf.cond(
+            self._proximal(self.iterations // self.steps_per_epoch),
+            lambda: _soft(trial, threshold),
+            lambda: _orthant(x, trial, threshold),
         )
 
     def _half_space(self, sums, rate) -> tuple[tf.Tensor, tf.Tensor]:
@@ -291,6 +303,8 @@ class HSPG(_Staged):
             **kwargs,
         )
         check_whole("prox_epochs", prox_epochs, 0)
+        if groups is None:
+            raise ParameterError("HSPG needs groups; take OBProxSG for single weights")
         self.prox_epochs = int(prox_epochs)
 
     def _proximal(self, epoch):
@@ -372,19 +386,6 @@ class OBProxSG(_Staged):
         return {**config, **own}
 
 
-class _Weights:
-    """One variable, each weight of which is a group."""
-
-    def __init__(self, x: tf.Tensor, move: tf.Tensor) -> None:
-        self.x, self.move = x, move
-
-    def trial(self) -> tf.Tensor:
-        return tf.square(self.x - self.move)
-
-    def before(self) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.square(self.x), self.x * self.move
-
-
 class _Sums:
     """Sums over the groups of several variables: first within each variable, then over them."""
 
@@ -434,3 +435,16 @@ def _array(numbers: Any) -> np.ndarray | None:
 def _moved(x: tf.Tensor, move: tf.Tensor, keep: tf.Tensor, shrink: tf.Tensor) -> tf.Tensor:
     # Zeros are +0, whatever the sign and the size of what they are made of.
     return tf.math.multiply_no_nan(x * (1 - shrink) - move, keep)
+
+
+def _soft(trial: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """Each weight nearer to zero by the threshold, as far as zero."""
+    return trial - tf.clip_by_value(trial, -threshold, threshold)
+
+
+def _orthant(x: tf.Tensor, trial: tf.Tensor, threshold: tf.Tensor) -> tf.Tensor:
+    """Nearer to zero by the threshold as x is; zero if that changes the sign, or x is zero."""
+    sign = tf.sign(x)
+    trial -= threshold * sign
+    # Not "> 0": what is not a number shall show.
+    return tf.where(trial * sign <= 0, tf.zeros_like(trial), trial)

@@ -105,7 +105,9 @@ def test_an_orthant_step_is_a_half_space_step_of_groups_of_one(double):
     orthant = OBProxSG(0.1, 0.3, prox_epochs=0, orthant_epochs=None)
     half = HSPG(0.1, [np.arange(1000)], 0.3, epsilon=0.0)
     found = step(orthant, x, gradient)
-    np.testing.assert_array_equal(found, step(half, x, gradient))
+    same = step(half, x, gradient)
+    np.testing.assert_allclose(found, same, rtol=0, atol=2e-16)
+    np.testing.assert_array_equal(found == 0, same == 0)
     # And as the formula of single weights has it.
     sign = np.sign(x)
     trial = x - 0.1 * (gradient + 0.3 * sign)
@@ -300,7 +302,12 @@ def test_zeros_are_positive():
 
 
 def test_what_is_not_a_number_shows():
-    for optimizer in (ProxSG(0.1, [np.zeros(1, int)], 9.0), HSPG(0.1, [np.zeros(1, int)], 9.0)):
+    for optimizer in (
+        ProxSG(0.1, [np.zeros(1, int)], 9.0),
+        HSPG(0.1, [np.zeros(1, int)], 9.0),
+        ProxSG(0.1, None, 9.0),
+        OBProxSG(0.1, 9.0, prox_epochs=0, orthant_epochs=None),
+    ):
         assert np.isnan(step(optimizer, [1.0, 1.0], [np.nan, 0.0])).any()
 
 
@@ -312,6 +319,7 @@ def test_what_is_not_a_number_shows():
         (lambda: HSPG(0.1, None, epsilon=1.0), r"epsilon=1.0 is not in \[0, 1\)"),
         (lambda: HSPG(0.1, None, epsilon=-0.1), "epsilon=-0.1"),
         (lambda: HSPG(0.1, None, prox_epochs=-1), "prox_epochs=-1"),
+        (lambda: HSPG(0.1), "HSPG needs groups; take OBProxSG"),
         (lambda: HSPG(0.1, None, steps_per_epoch=0), "steps_per_epoch=0"),
         (lambda: OBProxSG(prox_epochs=0, orthant_epochs=0), "orthant_epochs=0"),
         (lambda: HSPG(0.1, None, weight_decay=1e-4), "weight_decay=0.0001: HSPG has none"),
