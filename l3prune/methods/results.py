@@ -231,18 +231,28 @@ def plot(table: Sequence[Row]) -> Figure:
     3
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-    figure = Figure(figsize=(14, 5), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
     table = [{**row, "share": 100 * row["ms"] / row["unpruned_ms"]} for row in table]
     names = {
         "nonzero_macs": "MACs",
         "packed_bytes": "packed file, bytes",
         "share": "time, % of the unpruned network's",
     }
-    for axes, (cost, words) in zip(panels, names.items(), strict=True):
+    # The sparse engine does not take all networks: of the others there is no packed file.
+    known = [cost for cost in names if any(row[cost] is not None for row in table)]
+    figure = Figure(figsize=(2 + 4 * len(known), 5), layout="constrained")
+    panels = figure.subplots(1, len(known), sharey=True)
+    for axes, cost in zip(panels, known, strict=True):
         _scatter(axes, [row for row in table if row[cost] is not None], cost)
-        axes.set(xlabel=words, xscale="log")
+        axes.set(xlabel=names[cost])
+        if cost == "share":
+            axes.set_xlim(left=0)
+        else:
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     panels[0].set(ylabel="test accuracy, retrained, %")
     handles, labels = panels[0].get_legend_handles_labels()
